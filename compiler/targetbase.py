@@ -1,0 +1,134 @@
+"""The contract of a target: what it can do, what it writes, how its builds are run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+from .errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from .model import Model, Signature
+
+Evidence = Literal["device", "emulated", "predicted", "not run"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Yes, or no with the reason and the command that mends it."""
+
+    yes: bool
+    reason: str
+    mend: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What can be built and what can be run on this machine: two separate answers."""
+
+    build: Answer
+    run: Answer
+    evidence: Evidence
+    hardware: str = ""
+
+
+class Session(Protocol):
+    """A build (or a model) that is open and runs."""
+
+    evidence: Evidence
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once. ``feeds``: input name -> array of the signature's dtype; gives the outputs in the model's order.
+
+        Raises: InputError naming the input, for a missing or unknown name, or a wrong dtype or shape.
+        """
+        ...
+
+
+@runtime_checkable
+class Profiling(Protocol):
+    """A session that can say where its time goes. A runtime that cannot leaves ``profile`` out."""
+
+    def profile(self, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Give the seconds that each op type takes in one run, the median of several, by name of the op type."""
+        ...
+
+
+@dataclass
+class CheckedSession:
+    """A session made of a plain function, which holds what it is given to the signature first.
+
+    call: the runtime's own run. Feeds of names, dtypes and shapes that were accepted once are not checked again,
+    since a small model runs in less time than a check takes.
+    """
+
+    call: Callable[[dict[str, np.ndarray]], list[np.ndarray]]
+    signature: Signature
+    evidence: Evidence = "device"
+    _seen: set[tuple[object, ...]] = field(default_factory=set, repr=False)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once; see ``Session``."""
+        layout = tuple([(name, array.dtype, array.shape) for name, array in feeds.items()])
+        if layout not in self._seen:
+            self.signature.check(feeds)
+        try:
+            outputs = self.call(dict(feeds))
+        except Exception as error:  # a runtime's own error types share no base class
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"the model does not run on these inputs: {line}") from error
+        self._seen.add(layout)
+        return outputs
+
+
+@dataclass(frozen=True)
+class Target(ABC):
+    """A kind of hardware that a build is for. ``arch`` is what follows the colon of its name: ``cuda:sm_90``."""
+
+    name: ClassVar[str]
+    arch: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.arch}" if self.arch else self.name
+
+    @property
+    @abstractmethod
+    def features(self) -> frozenset[str]:
+        """What this target can do beyond plain ONNX; passes ask for these, never for a target's name."""
+
+    @abstractmethod
+    def probe(self) -> Probe:
+        """Look at this machine. Never raises."""
+
+    @abstractmethod
+    def recipe(self, precision: str) -> str | None:
+        """Give the pipeline text for ``precision``, or None where the target does not have that precision."""
+
+    @property
+    @abstractmethod
+    def precisions(self) -> tuple[str, ...]:
+        """Every precision that ``recipe`` knows."""
+
+    @abstractmethod
+    def problems(self, model: Model) -> tuple[str, ...]:
+        """Name every op and feature of ``model`` that this target lacks: sorted, all at once."""
+
+    @abstractmethod
+    def write(self, model: Model, folder: Path) -> Mapping[str, Any]:
+        """Write what a user ships (model, runner, how-to-run lines) into ``folder``.
+
+        Returns: facts for the manifest: ``{"runtime": …, "versions": {…}, "how_to_run": […]}``. No timestamps.
+        """
+
+    @abstractmethod
+    def open(self, folder: Path, *, own_process: bool = False) -> Session:
+        """Open a build on this hardware, or on the best stand-in there is, and say which (``Session.evidence``).
+
+        own_process: nothing else runs in this process, as where the build's own runner does. Only then may what holds
+        for the whole process be set, such as the floating-point mode. A target that has nothing of the kind ignores it.
+        """
