@@ -1,0 +1,286 @@
+"""The command line: parses, calls the API, prints. Results go to stdout, progress and errors to stderr."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from . import __version__
+from .errors import BudgetError, PolycastError
+
+if TYPE_CHECKING:
+    from .progress import Progress
+
+_PATH = click.Path(path_type=Path)
+
+
+class _Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
+    name = "input=1,128"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, tuple[int, ...]]:
+        name, equals, sizes = str(value).rpartition("=")
+        try:
+            dims = tuple(int(size) for size in sizes.split(",")) if sizes else ()
+        except ValueError:
+            dims = (-1,)
+        if not equals or not name or any(dim < 1 for dim in dims):
+            self.fail(f"{value!r} is not NAME=SIZE,SIZE… with sizes of 1 and up", param, ctx)
+        return name, dims
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog='Shell completion: eval "$(_POLYCAST_COMPLETE=bash_source polycast)" (or zsh_source, fish_source).',
+)
+@click.version_option(__version__)
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.pass_context
+def app(context: click.Context, debug: bool) -> None:
+    """Cast one trained model into a build for each kind of hardware, and prove what each build costs.
+
+    \b
+    polycast compile model.onnx -t cpu -p fp32 --data test.npz -o out
+    polycast evaluate out/cpu-fp32 --against model.onnx --data test.npz --max-drop 1pp
+    polycast show model.onnx
+    """
+    context.obj = debug
+
+
+@app.command()
+@click.argument("model")
+@click.option("-t", "--target", default="cpu", show_default=True, metavar="T,…", help="Targets; see polycast targets.")
+@click.option("-p", "--precision", default="fp32", show_default=True, metavar="P,…", help="Precisions: fp32, fp16 …")
+@click.option("--recipe", type=_PATH, metavar="F.toml", help="A recipe of your own in place of -p.")
+@click.option("--passes", metavar="TEXT", help='A pipeline in place of -p: "clean | fuse_gelu".')
+@click.option("--calibration", type=_PATH, metavar="C", help="Unlabelled samples that passes may look at.")
+@click.option("--data", type=_PATH, metavar="V", help="Samples that builds are compared on; no pass sees them.")
+@click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Fix the shape of an input.")
+@click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds land in DIR/<target>-<precision>.")
+@click.option("--keep", type=_PATH, metavar="DIR", help="Keep the model after each pass.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def compile(
+    model: str,
+    target: str,
+    precision: str,
+    recipe: Path | None,
+    passes: str | None,
+    calibration: Path | None,
+    data: Path | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    out: Path,
+    keep: Path | None,
+    as_json: bool,
+) -> None:
+    """Compile MODEL (an ONNX file, a Hugging Face folder or id) for one or more targets.
+
+    \b
+    polycast compile model.onnx -t cpu -o out
+    polycast compile model.onnx -t cpu -p fp32,fp16 --calibration c.npz --data test.npz -o out
+    polycast compile ./bert-folder -t cpu --shape input_ids=1,128 -o out
+    """
+    from .compile import compile as run
+    from .show import print_compiled
+
+    with _progress() as progress:
+        builds = run(
+            model,
+            target,
+            precision,
+            out=out,
+            recipe=recipe,
+            passes=passes,
+            calibration=calibration,
+            data=data,
+            shapes=dict(shapes),
+            keep=keep,
+            progress=progress,
+        )
+    if as_json:
+        _print_json({"builds": [build.to_json() for build in builds]})
+    else:
+        print_compiled(builds)
+
+
+@app.command()
+@click.argument("builds", nargs=-1, required=True, type=_PATH, metavar="BUILD…")
+@click.option("--against", required=True, metavar="MODEL", help="The original.")
+@click.option("--data", required=True, type=_PATH, metavar="V", help="Labelled samples.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="top1, sqnr … or module:function; repeatable.")
+@click.option("--max-drop", metavar="X", help="Accuracy that may be lost: 1pp, 0.5% or 0.01.")
+@click.option("--max-size", metavar="B", help="Largest size on disk: 500KB, 2MiB.")
+@click.option("--max-latency", type=float, metavar="MS", help="Largest median latency in ms.")
+@click.option("--json", "into", type=_PATH, metavar="F", help="Write the evaluations to a file.")
+def evaluate(
+    builds: tuple[Path, ...],
+    against: str,
+    data: Path,
+    metrics: tuple[str, ...],
+    max_drop: str | None,
+    max_size: str | None,
+    max_latency: float | None,
+    into: Path | None,
+) -> None:
+    """Measure builds against the original: accuracy, speed, memory, size. Exit status 3 when a budget is missed.
+
+    \b
+    polycast evaluate out/cpu-fp32 --against model.onnx --data test.npz
+    polycast evaluate out/cpu-* --against model.onnx --data test.npz --max-drop 1pp --max-latency 5 --json e.json
+    """
+    from .evaluate import evaluate as run
+    from .report import Report
+
+    with _progress() as progress:
+        found = run(
+            list(builds),
+            against=against,
+            data=data,
+            metrics=metrics,
+            max_drop=max_drop,
+            max_size=max_size,
+            max_latency=max_latency,
+            progress=progress,
+        )
+    report = Report(tuple(found))
+    if into is not None:
+        _write(into, report.render("json"))
+    click.echo(report.render("table", color=True), nl=False)
+    missed = [f"{each.build}: {line}" for each in found for line in each.missed]
+    if missed:
+        raise BudgetError("budget missed: " + "; ".join(missed))
+
+
+@app.command()
+@click.argument("sources", nargs=-1, required=True, type=_PATH, metavar="DIR_OR_JSON…")
+@click.option("--format", "form", type=click.Choice(["table", "md", "json", "csv"]), default="table", show_default=True)
+@click.option("-o", "--out", type=_PATH, metavar="F", help="Write to a file instead of stdout.")
+def report(sources: tuple[Path, ...], form: str, out: Path | None) -> None:
+    """Print evaluations (files of evaluate --json) and builds (folders) side by side.
+
+    \b
+    polycast report e.json
+    polycast report out --format md -o report.md
+    """
+    from .report import Report
+
+    text = Report.read(list(sources)).render(form, color=out is None)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        _write(out, text)
+
+
+@app.command()
+@click.argument("build", type=_PATH)
+def verify(build: Path) -> None:
+    """Check BUILD: the hash of every file, and the golden outputs where the target runs here.
+
+    \b
+    polycast verify out/cpu-fp32
+    """
+    from .show import print_verified
+
+    sys.exit(print_verified(build))
+
+
+@app.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def targets(as_json: bool) -> None:
+    """List the targets: what can be built and what can be run here, and what mends it."""
+    from .show import print_targets, target_table
+
+    _print_json(target_table()) if as_json else print_targets(target_table())
+
+
+@app.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def passes(as_json: bool) -> None:
+    """List the passes: parameters, numerics, needs."""
+    from .show import pass_table, print_passes
+
+    _print_json(pass_table()) if as_json else print_passes(pass_table())
+
+
+@app.command()
+@click.argument("model_or_build", metavar="MODEL_OR_BUILD")
+@click.option("-t", "--target", default="cpu", show_default=True, help="Whose passes to try on a model.")
+@click.option("-p", "--precision", default="fp32", show_default=True, help="Whose passes to try on a model.")
+@click.option("--passes", metavar="TEXT", help='A pipeline to try in place of -p: "clean | fuse_gelu".')
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+def show(model_or_build: str, target: str, precision: str, passes: str | None, as_json: bool) -> None:
+    """Show a model or a build: its signature, weights and ops; what each pass did, and why it did not more.
+
+    \b
+    polycast show model.onnx
+    polycast show out/cpu-fp32
+    """
+    from .show import print_shown
+    from .show import show as describe
+
+    with _progress() as progress:
+        table = describe(model_or_build, target, precision, passes, progress)
+    _print_json(table) if as_json else print_shown(table)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Returns: the exit status: 0 fine, 1 PolycastError, 2 usage, 3 budget missed."""
+    # A termination signal unwinds like Ctrl-C, so that nothing half-written is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app.main(arguments, prog_name="polycast", standalone_mode=False)
+    except click.exceptions.Abort:
+        click.echo("polycast: interrupted", err=True)
+        return 130
+    except KeyboardInterrupt:
+        click.echo("polycast: interrupted", err=True)
+        return 130
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except PolycastError as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(f"polycast: {error.message}", err=True)
+        if error.hint:
+            click.echo(f"  {error.hint}", err=True)
+        return error.exit_status
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if "--debug" in arguments:
+            raise
+        click.echo(f"polycast: a bug of ours: {type(error).__name__}: {error}", err=True)
+        click.echo("  Run polycast --debug … for the traceback, and report it.", err=True)
+        return 1
+    return 0
+
+
+def _progress() -> Progress:
+    from .progress import Progress
+
+    return Progress()
+
+
+def _print_json(table: Any) -> None:
+    click.echo(json.dumps(table, indent=2, ensure_ascii=False))
+
+
+def _write(path: Path, text: str) -> None:
+    from .errors import InputError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error

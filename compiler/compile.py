@@ -1,0 +1,260 @@
+"""compile(): the page that is the compiler.
+
+source → load → Model → pipeline → Model → target.write → Build, held to its promise and to the original on the way.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polycast import targets as target_catalogue
+
+from . import verify as verifier
+from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
+from .errors import InputError, PassError, PromiseError, RecipeError, ToolchainError, UnsupportedError
+from .golden import Agreement, Golden, agree, make_golden, own_rounding, rounding_tolerance
+from .load import load
+from .model import Model
+from .passbase import Numerics, PassContext
+from .pipeline import Pipeline, Progress
+from .promise import Shares, count
+from .readme import readme
+from .recipe import Recipe
+from .reference import open_model
+from .samples import Samples, open_samples
+from .targetbase import Target
+
+if TYPE_CHECKING:
+    from .load import Source
+
+
+def compile(
+    source: Source,
+    targets: Sequence[str] | str = ("cpu",),
+    precision: Sequence[str] | str = "fp32",
+    *,
+    out: str | Path,
+    recipe: str | Path | None = None,
+    passes: str | None = None,
+    calibration: str | Path | Samples | None = None,
+    data: str | Path | Samples | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    example_inputs: Any = None,
+    keep: str | Path | None = None,
+    progress: Progress | None = None,
+) -> list[Build]:
+    """Compile one model for every target at every precision, each into ``out/<target>-<precision>``.
+
+    source: what ``load`` takes. targets, precision: names, or one text with commas.
+    recipe, passes: a TOML file, or a pipeline's text form, in place of precision.
+    calibration: what passes may look at, unlabelled. data: what the build is scored on; no pass ever sees it.
+    shapes: fixed shape by input name. keep: a folder for the model after each pass.
+
+    Returns: the builds, in the order of targets and then of precisions.
+    Raises: PolycastError; what was written before it stays, and nothing half-written does.
+    """
+    chosen = [target_catalogue.find(name) for name in _names(targets)]
+    recipes = [_recipes(target, _names(precision), recipe, passes) for target in chosen]
+    _tell(progress, "load", 0)
+    model = load(source, example_inputs=example_inputs, shapes=shapes)
+    came_from = Path(model.origin.uri.removeprefix("hf:").partition("?")[0])
+    beside = came_from if came_from.is_dir() else came_from.parent
+    calibrate = _samples(calibration, model, beside, progress)
+    score = _samples(data, model, beside, progress)
+    _tell(progress, "run the original", 0)
+    golden = make_golden(model, calibrate or score, "calibration" if calibrate else "data")
+    before = count(model, golden.shapes)
+    return [
+        cast(model, target, each, Path(out), golden, before, calibrate, Path(keep) if keep else None, progress)
+        for target, list_of in zip(chosen, recipes, strict=True)
+        for each in list_of
+    ]
+
+
+def cast(
+    model: Model,
+    target: Target,
+    recipe: Recipe,
+    out: Path,
+    golden: Golden,
+    before: Shares,
+    calibration: Samples | None = None,
+    keep: Path | None = None,
+    progress: Progress | None = None,
+) -> Build:
+    """Make one build of ``model``: the passes, the promise, the target, the agreement with the original."""
+    started = time.perf_counter()
+    probe = target.probe()
+    if not probe.build.yes:
+        raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
+    name = f"{str(target).replace(':', '-')}-{recipe.name}"
+    ctx = PassContext(target.features, calibration, golden.shapes)
+    lowered = recipe.pipeline.run(model, ctx, keep=keep / name if keep else None, progress=progress)
+    after = count(lowered, golden.shapes)
+    recipe.promise.check(before, after, _reasons(lowered))
+    if problems := target.problems(lowered):
+        raise UnsupportedError(f"{target} lacks what this model needs: {', '.join(problems)}")
+    with whole_or_nothing(out / name) as folder:
+        _tell(progress, f"write {name}", 0)
+        runtime = dict(target.write(lowered, folder))
+        deployed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"run.py"}
+        names = [port.name for port in model.signature.outputs]
+        kept = golden.write(folder / "golden.npz", names)
+        (folder / "verify.py").write_bytes(Path(verifier.__file__).read_bytes())
+        manifest: dict[str, Any] = {
+            "model": {"name": model.name, "origin": _origin(model), "digest": lowered.digest},
+            "target": str(target),
+            "evidence": probe.evidence if probe.run.yes else "not run",
+            "recipe": {"name": recipe.name, "pipeline": str(recipe.pipeline)},
+            "promise": {"asked": recipe.promise.asked(), "reached": after.to_json()},
+            "signature": model.signature.to_json(),
+            "steps": spell_steps(lowered.history),
+            "runtime": runtime,
+            "golden": {"n": 0, "samples": golden.source, "tolerance": 0.0},
+            "agreement": {"n": 0, "not_run": golden.reason or probe.run.reason},
+        }
+        write_manifest(folder, manifest, deployed)
+        if probe.run.yes:
+            _tell(progress, f"compare {name} with the original", 0)
+            agreement = _hold(model, lowered, recipe.pipeline, golden, agree_with(target, folder, golden, model), ctx)
+            manifest["agreement"] = agreement.to_json()
+            manifest["golden"] = {"n": kept, "samples": golden.source, "tolerance": _golden_tolerance(agreement)}
+        (folder / "README.md").write_text(readme(name, manifest), encoding="utf-8")
+        write_manifest(folder, manifest, deployed)
+    _tell(progress, f"wrote {name}", 1)
+    return Build(out / name, open_build(out / name).manifest, time.perf_counter() - started)
+
+
+def agree_with(target: Target, folder: Path, golden: Golden, model: Model) -> Agreement:
+    """Run the build in ``folder`` on the golden inputs and compare with the original."""
+    names = [port.name for port in model.signature.outputs]
+    return agree(golden, target.open(folder), names, rounding_tolerance(model))
+
+
+def _hold(
+    model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, found: Agreement, ctx: PassContext
+) -> Agreement:
+    """Hold a build to the original: rounding at most where no pass is lossy, and never NaN or infinity.
+
+    Raises: PassError naming the pass after which the outputs leave the tolerance; PromiseError on NaN or infinity.
+    """
+    if found.within or not found.n:
+        return found
+    if pipeline.numerics is Numerics.LOSSY:
+        if found.worst == float("inf"):
+            raise PromiseError(
+                f"output {found.output!r} of the build has NaN, infinity or a shape where the original does not",
+                "Give --calibration, so that values out of range are seen and stay in float32",
+            )
+        return found
+    names = [port.name for port in model.signature.outputs]
+    own = own_rounding(model, golden, names)
+    if found.worst <= _AMPLIFY * own:
+        return _with_tolerance(found, _AMPLIFY * own)
+    raise PassError(
+        f"{_blame(model, lowered, golden, found.tolerance)} moves output {found.output!r} by {found.worst:.3g} of its "
+        f"largest value; rounding explains {max(found.tolerance, _AMPLIFY * own):.3g}",
+        "This is a bug of ours: run again with --keep DIR to have the model after each pass, and report it",
+    )
+
+
+#: A build may move by this many times what the original itself moves when only its rounding changes.
+_AMPLIFY = 8.0
+
+
+def _with_tolerance(found: Agreement, tolerance: float) -> Agreement:
+    return Agreement(found.n, found.source, found.worst, found.sqnr_db, found.same_top1, tolerance, found.output)
+
+
+def _golden_tolerance(agreement: Agreement) -> float:
+    """Give what the golden outputs are held to elsewhere: rounding, or for a lossy build twice what it lost here."""
+    return float(f"{max(agreement.tolerance, 2 * agreement.worst):.3g}") if agreement.n else 0.0
+
+
+def _blame(model: Model, lowered: Model, golden: Golden, tolerance: float) -> str:
+    """Find the first pass after which the outputs leave the tolerance, by running the model after each."""
+    names = [port.name for port in model.signature.outputs]
+    stages = [model]
+    for step in lowered.history[len(model.history) :]:
+        stages.append(Pipeline.parse(step.what).run(stages[-1], PassContext()))
+    for earlier, later in pairwise(stages):
+        if later.digest == earlier.digest:
+            continue
+        with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
+            if not agree(golden, open_model(later, Path(folder)), names, tolerance).within:
+                return later.history[-1].what
+    return "no pass alone, but the runtime,"
+
+
+def _recipes(target: Target, precisions: list[str], recipe: str | Path | None, passes: str | None) -> list[Recipe]:
+    if recipe is not None and passes is not None:
+        raise RecipeError("both a recipe and passes are given", "Give one of them")
+    if recipe is not None:
+        return [Recipe.read(Path(recipe))]
+    if passes is not None:
+        return [Recipe.parse(passes)]
+    return [Recipe.of(target, precision) for precision in precisions]
+
+
+def _names(names: Sequence[str] | str) -> list[str]:
+    listed = [name.strip() for name in (names.split(",") if isinstance(names, str) else names)]
+    if not listed or not all(listed):
+        raise RecipeError(f"an empty name in {names!r}")
+    return list(dict.fromkeys(listed))
+
+
+def _samples(
+    samples: str | Path | Samples | None, model: Model, beside: Path, progress: Progress | None
+) -> Samples | None:
+    """Open what the user gave. Arrays are read to their end, so that a NaN in the last row is not found after hours."""
+    if isinstance(samples, str | Path):
+        samples = open_samples(samples, model.signature, beside=beside)
+        if samples.kind in ("arrays", "batches"):
+            for done, _ in enumerate(samples):
+                if progress and done % 100 == 0:
+                    progress(f"check {samples.source}", done, len(samples))
+    if samples is not None and len(samples) == 0:
+        raise InputError(f"{samples.source} holds no samples")
+    return samples
+
+
+def _reasons(model: Model) -> Any:
+    return (str(skip) for step in model.history for skip in step.skips)
+
+
+def _origin(model: Model) -> dict[str, str]:
+    """Name where the model came from without the folders of this machine, so that a rebuild elsewhere is the same."""
+    return {"uri": Path(model.origin.uri).name or model.origin.uri, "sha256": model.origin.sha256}
+
+
+def _tell(progress: Progress | None, what: str, done: int) -> None:
+    if progress:
+        progress(what, done, 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``show`` says of a model: what the passes of a recipe would do to it."""
+
+    model: Model
+    lowered: Model
+
+
+def plan(
+    source: Source,
+    target: str = "cpu",
+    precision: str = "fp32",
+    passes: str | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Run the passes of a recipe on a model and write nothing."""
+    kind = target_catalogue.find(target)
+    [recipe] = _recipes(kind, [precision], None, passes)
+    model = load(source)
+    return Plan(model, recipe.pipeline.run(model, PassContext(kind.features), progress=progress))

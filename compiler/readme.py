@@ -1,0 +1,51 @@
+"""The page that lies in every build: what it is, how to run it, how to check it on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def readme(name: str, manifest: Mapping[str, Any]) -> str:
+    """Write the README of a build from its manifest."""
+    runtime, agreement = manifest["runtime"], manifest["agreement"]
+    origin = manifest["model"]["origin"]["uri"]
+    lines = [
+        f"# {manifest['model']['name']}: {name}",
+        "",
+        f"A build of `{origin}` for {manifest['target']}, recipe `{manifest['recipe']['name']}`.",
+        "",
+        "## Run it",
+        "",
+        *(f"    {line}" for line in [runtime["needs"], *runtime["how_to_run"]] if line),
+        "",
+        "| | name | dtype | shape |",
+        "|---|---|---|---|",
+    ]
+    for kind in ("inputs", "outputs"):
+        for port in manifest["signature"][kind]:
+            shape = "any" if port["shape"] is None else " × ".join(map(str, port["shape"])) or "scalar"
+            lines.append(f"| {kind[:-1]} | `{port['name']}` | {port['dtype']} | {shape} |")
+    lines += ["", "## What it is", "", "| pass | sites | skipped |", "|---|---|---|"]
+    lines += [f"| `{s['pass']}` | {s['sites']} | {len(s['skips'])} |" for s in manifest["steps"]]
+    lines += [
+        "",
+        "The reason of every skip is in `manifest.json`, under `steps`.",
+        "",
+        "## How near it is to the original",
+        "",
+    ]
+    if agreement["n"]:
+        sqnr = "equal" if agreement["sqnr_db"] is None else f"SQNR {agreement['sqnr_db']:.1f} dB"
+        lines.append(
+            f"On {agreement['n']} {agreement['samples']} sample(s), against onnxruntime on the untouched model, "
+            f"its optimizations off: {sqnr}, largest deviation {agreement['worst']:.2g} of the largest value."
+        )
+    else:
+        lines.append(f"Not run: {agreement['not_run']}.")
+    lines += [
+        "",
+        "`golden.npz` holds inputs and reference outputs; `python run.py --verify` checks them on the device.",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""Seeded inputs: what a model is run on when the user gave no samples."""
+
+from __future__ import annotations
+
+import ast
+import operator
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from .model import Model, Port
+
+#: Sizes tried for a symbolic dimension whose name says nothing, in this order.
+_SIZES = (16, 64, 224, 512, 1024, 8, 1)
+
+_HINTS = (("batch", 1), ("past", 8), ("seq", 16), ("len", 16), ("height", 224), ("width", 224), ("channel", 3))
+
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
+
+
+def seeded_feeds(model: Model, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+    """Yield candidate inputs for one run, likeliest first: which of them a model accepts only a run can tell.
+
+    Floats are standard normal, or from 0 to 1 for a model that takes logarithms or roots of them; token ids lie
+    within the table that they index; masks are all ones.
+    """
+    ports = model.signature.inputs
+    bounds = {port.name: _index_bound(model.graph.graph, port.name) for port in ports}
+    for size in (None, *_SIZES):
+        sizes = _Sizes(size)
+        for positive in (False, True):
+            rng = np.random.default_rng(seed)
+            yield {port.name: _array(port, sizes.shape(port), bounds[port.name], rng, positive) for port in ports}
+    if any(port.shape is None for port in ports):
+        rng = np.random.default_rng(seed)
+        for shape in ((1, 16), (16,), (1, 3, 224, 224)):
+            yield {p.name: _array(p, shape if p.shape is None else _Sizes(None).shape(p), None, rng) for p in ports}
+
+
+class _Sizes:
+    """Gives every symbol one size, the same wherever it occurs."""
+
+    def __init__(self, default: int | None) -> None:
+        self.default = default
+
+    def shape(self, port: Port) -> tuple[int, ...]:
+        return tuple(
+            dim if isinstance(dim, int) else self.size(dim, first=axis == 0)
+            for axis, dim in enumerate(port.shape if port.shape is not None else (1,))
+        )
+
+    def size(self, symbol: str, first: bool) -> int:
+        try:
+            parsed = ast.parse(symbol, mode="eval").body
+        except SyntaxError:
+            return self.named(symbol, first)
+        return max(1, self._value(parsed, first)) if isinstance(parsed, ast.BinOp) else self.named(symbol, first)
+
+    def _value(self, node: ast.expr, first: bool) -> int:
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return int(_OPERATORS[type(node.op)](self._value(node.left, first), self._value(node.right, first)))
+        if isinstance(node, ast.Constant) and isinstance(node.value, int):
+            return node.value
+        return self.named(ast.unparse(node), first)
+
+    def named(self, symbol: str, first: bool) -> int:
+        lowered = symbol.lower()
+        if self.default is None or "batch" in lowered:
+            for word, size in _HINTS:
+                if word in lowered:
+                    return size
+            if lowered in ("n", "b") or (first and self.default is None):
+                return 1
+        return self.default or {"h": 224, "w": 224, "t": 16, "s": 16, "c": 3}.get(lowered, 16) if not first else 1
+
+
+def _array(
+    port: Port, shape: tuple[int, ...], bound: int | None, rng: np.random.Generator, positive: bool = False
+) -> np.ndarray:
+    name = port.name.lower()
+    if port.dtype == "str":
+        return np.full(shape, "a", dtype=object)
+    dtype = np.dtype(port.dtype) if port.dtype != "bfloat16" else np.dtype("float32")
+    if dtype.kind == "f":
+        return (rng.random(shape) if positive else rng.standard_normal(shape)).astype(dtype)
+    if dtype.kind == "b" or "mask" in name:
+        return np.ones(shape, dtype)
+    if "position" in name and shape:
+        return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)
+    if "token_type" in name or "segment" in name:
+        return np.zeros(shape, dtype)
+    return np.asarray(rng.integers(0, bound or 2, shape)).astype(dtype)
+
+
+def _index_bound(graph: ir.Graph, name: str) -> int | None:
+    """Give the number of rows of the constant table that input ``name`` indexes, or None."""
+    pending = [value for value in graph.inputs if value.name == name]
+    while pending:
+        for node, index in pending.pop().uses():
+            if node.op_type in ("Gather", "GatherND") and index == 1:
+                table = node.inputs[0]
+                if table is not None and table.shape is not None:
+                    axis = node.attributes.get_int("axis", 0)
+                    rows = table.shape[axis]
+                    if isinstance(rows, int):
+                        return rows
+            elif node.op_type in ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten"):
+                pending.append(node.outputs[0])
+    return None
+
+
+def shapes_of(feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Give the shape of each array."""
+    return {name: array.shape for name, array in feeds.items()}

@@ -1,0 +1,71 @@
+"""onnxruntime, as the runtime of several targets: sessions, and what a build for it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from polycast.errors import InputError, UnsupportedError
+from polycast.model import Model, Signature
+from polycast.profiling import ProfiledSession
+from polycast.targetbase import Answer
+
+from . import _kernels
+from . import _run_onnxruntime as runner
+
+
+def available() -> Answer:
+    """Say whether onnxruntime can be imported here."""
+    try:
+        return Answer(True, f"onnxruntime {version('onnxruntime')}")
+    except PackageNotFoundError:
+        return Answer(False, "onnxruntime is not installed", "pip install onnxruntime")
+
+
+def write(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Write model.onnx and run.py.
+
+    settings: ``graph_optimization_level``, ``session`` entries, and ``own_process`` entries, which hold for a process.
+    Returns: the runtime facts for the manifest.
+    """
+    _declare(model, _kernels.runnable_opset(model)).write(folder / "model.onnx")
+    (folder / "run.py").write_bytes(Path(runner.__file__).read_bytes())
+    return {
+        "name": "onnxruntime",
+        "versions": {"onnxruntime": version("onnxruntime")},
+        "model": "model.onnx",
+        "needs": "pip install numpy onnxruntime",
+        "how_to_run": ["python run.py --input x.npz", "python run.py --verify"],
+        **settings,
+    }
+
+
+def _declare(model: Model, opset: int) -> Model:
+    if opset == model.opset:
+        return model
+    graph = model.draft()
+    graph.opset_imports[""] = opset
+    return replace(model, graph=graph)
+
+
+def open_build(folder: Path, signature: Signature, *, own_process: bool = False) -> ProfiledSession:
+    """Open the build in ``folder`` as its own run.py does; all of it only where the process is its own."""
+    start = partial(runner.open_session, folder, own_process=own_process)
+    try:
+        session = start()
+    except Exception as error:
+        line = _first_line(error).replace(f"{folder}/", "")
+        if "NOT_IMPLEMENTED" in line:  # the op has a kernel, but not for the types that this model uses
+            raise UnsupportedError(f"onnxruntime cannot run this build: {line}") from error
+        raise InputError(f"onnxruntime cannot open the build: {line}") from error
+    return ProfiledSession(
+        lambda feeds: session.run(None, feeds), signature, reopen=lambda adjust: start(adjust=adjust)
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from models import conv_net, labelled, save
+from onnx import TensorProto, helper
+
+import polycast
+from polycast import passes
+from polycast.errors import InputError, PassError, PromiseError, RecipeError, UnsupportedError
+from polycast.passbase import Numerics, Pass, PassContext
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: sha256(p.read_bytes()).hexdigest() for p in folder.iterdir()}
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path):
+    source = conv_net(tmp_path / "m.onnx")
+    first, second = (polycast.compile(source, precision="fp32,fp16", out=tmp_path / out) for out in "ab")
+    for one, other in zip(first, second, strict=True):
+        assert digests(one.path) == digests(other.path)
+
+
+def test_every_target_and_precision_gets_its_folder(tmp_path):
+    builds = polycast.compile(conv_net(tmp_path / "m.onnx"), targets=["cpu"], precision=["fp32", "fp16"], out=tmp_path)
+    assert [b.path.name for b in builds] == ["cpu-fp32", "cpu-fp16"]
+    assert builds[1].promise["reached"]["weights"]["fp16"] >= 0.9
+    assert builds[1].bytes < builds[0].bytes
+
+
+def test_passes_and_recipes_take_the_place_of_a_precision(tmp_path):
+    source = conv_net(tmp_path / "m.onnx")
+    (tmp_path / "mine.toml").write_text('passes = ["clean", "fuse_conv_bn"]')
+    [custom] = polycast.compile(source, passes="clean | fold", out=tmp_path)
+    [mine] = polycast.compile(source, recipe=tmp_path / "mine.toml", out=tmp_path)
+    assert (custom.path.name, mine.path.name) == ("cpu-custom", "cpu-mine")
+    with pytest.raises(RecipeError, match="both a recipe and passes"):
+        polycast.compile(source, recipe="a.toml", passes="clean", out=tmp_path)
+
+
+def test_shapes_are_fixed_in_the_build(tmp_path):
+    [build] = polycast.compile(conv_net(tmp_path / "m.onnx"), shapes={"x": (4, 3, 8, 8)}, out=tmp_path)
+    assert build.signature.inputs[0].shape == (4, 3, 8, 8)
+    with pytest.raises(InputError, match="x has shape"):
+        build.run({"x": np.zeros((1, 3, 8, 8), np.float32)})
+
+
+def test_users_samples_are_preferred_calibration_first(tmp_path):
+    source, c, d = conv_net(tmp_path / "m.onnx"), labelled(tmp_path / "c.npz", 3), labelled(tmp_path / "d.npz", 30)
+    [both] = polycast.compile(source, calibration=c, data=d, out=tmp_path)
+    [data] = polycast.compile(source, data=d, out=tmp_path)
+    assert [(b.agreement["samples"], b.agreement["n"]) for b in (both, data)] == [("calibration", 3), ("data", 16)]
+
+
+def test_an_unknown_op_is_refused_by_name_and_nothing_is_left(tmp_path):
+    graph = helper.make_graph(
+        [
+            helper.make_node("Relu", ["x"], ["a"]),
+            helper.make_node("Frobnicate", ["a"], ["b"], domain="com.example"),
+            helper.make_node("Twiddle", ["b"], ["y"], domain="com.example"),
+        ],
+        "odd",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+    )
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)], ir_version=10
+    )
+    onnx.save(model, tmp_path / "odd.onnx")
+    with pytest.raises(UnsupportedError, match=r"com\.example\.Frobnicate.*com\.example\.Twiddle"):
+        polycast.compile(tmp_path / "odd.onnx", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@dataclass(frozen=True)
+class Drift(Pass):
+    """Multiplies by a number near one and calls that rounding."""
+
+    numerics = Numerics.ROUNDING
+    factor: float = 1.01
+
+    def rewrite(self, graph: ir.Model, ctx: PassContext) -> int:
+        relus = [n for n in graph.graph if n.op_type == "Relu" and n.name != "drifted"]
+        for node in relus:
+            node.name = "drifted"
+            scale = ir.Value(name="factor", const_value=ir.tensor(np.float32(self.factor), name="factor"))
+            graph.graph.register_initializer(scale)
+            mul = ir.Node("", "Mul", [node.outputs[0], scale], name="drift")
+            ir.convenience.replace_all_uses_with(node.outputs[0], mul.outputs[0])
+            mul.replace_input_with(0, node.outputs[0])
+            graph.graph.insert_after(node, mul)
+        return len(relus)
+
+
+def test_a_pass_that_moves_the_outputs_is_blamed_by_name(tmp_path, monkeypatch):
+    known = {**passes.catalogue(), "drift": Drift}
+    monkeypatch.setattr("polycast.pipeline.catalogue", lambda: known)
+    source = conv_net(tmp_path / "m.onnx")
+    with pytest.raises(PassError, match=r"drift moves output 'logits' by 0\.00\d+ of its largest value"):
+        polycast.compile(source, passes="clean | fuse_conv_bn | drift | fold", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_half_precision_that_would_overflow_stays_in_float32_and_breaks_the_promise(tmp_path):
+    """The activations pass 65504: with samples that is seen, without any the build says that it was not checked."""
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "large")],
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 64])],
+        [onnx.numpy_helper.from_array(np.full((64, 64), 3e4, np.float32), "w")],
+    )
+    source = save(graph, tmp_path / "large.onnx")
+    np.savez(tmp_path / "c.npz", x=np.ones((4, 64), np.float32))
+    [unchecked] = polycast.compile(source, precision="fp16", out=tmp_path / "unchecked")
+    assert any("ranges not checked" in skip["reason"] for step in unchecked.steps for skip in step["skips"])
+    with pytest.raises(PromiseError, match=r"asked 90% of weights in fp16, reached 0\.0%") as caught:
+        polycast.compile(source, precision="fp16", calibration=tmp_path / "c.npz", out=tmp_path / "out")
+    assert "65504" in caught.value.hint
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_package_gives_functions_not_modules():
+    import polycast.compile
+    import polycast.evaluate
+    import polycast.load
+
+    assert callable(polycast.compile)
+    assert callable(polycast.load)
+    assert callable(polycast.evaluate)
+    assert set(polycast.__all__) <= set(dir(polycast))
+    for name in polycast.__all__:
+        assert getattr(polycast, name).__module__.startswith("polycast")
