@@ -5,6 +5,8 @@ source → load → Model → pipeline → Model → target.write → Build, hel
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -94,7 +96,7 @@ def cast(
     if not probe.build.yes:
         raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
     name = f"{str(target).replace(':', '-')}-{recipe.name}"
-    ctx = PassContext(target.features, calibration, golden.shapes)
+    ctx = PassContext(target.features, calibration)
     lowered = recipe.pipeline.run(model, ctx, keep=keep / name if keep else None, progress=progress)
     after = count(lowered, golden.shapes)
     recipe.promise.check(before, after, _reasons(lowered))
@@ -122,11 +124,14 @@ def cast(
         write_manifest(folder, manifest, deployed)
         if probe.run.yes:
             _tell(progress, f"compare {name} with the original", 0)
-            agreement = _hold(model, lowered, recipe.pipeline, golden, agree_with(target, folder, golden, model), ctx)
+            agreement = _hold(model, lowered, recipe.pipeline, golden, agree_with(target, folder, golden, model))
             manifest["agreement"] = agreement.to_json()
             manifest["golden"] = {"n": kept, "samples": golden.source, "tolerance": _golden_tolerance(agreement)}
         (folder / "README.md").write_text(readme(name, manifest), encoding="utf-8")
         write_manifest(folder, manifest, deployed)
+        if kept and probe.run.yes:
+            _tell(progress, f"let {name} verify itself", 0)
+            _let_verify_itself(folder)
     _tell(progress, f"wrote {name}", 1)
     return Build(out / name, open_build(out / name).manifest, time.perf_counter() - started)
 
@@ -137,9 +142,20 @@ def agree_with(target: Target, folder: Path, golden: Golden, model: Model) -> Ag
     return agree(golden, target.open(folder), names, rounding_tolerance(model))
 
 
-def _hold(
-    model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, found: Agreement, ctx: PassContext
-) -> Agreement:
+def _let_verify_itself(folder: Path) -> None:
+    """Run the build's own runner on its golden samples, in a process of its own, as on the user's device.
+
+    What ``agree_with`` compares runs in this process, where a runtime may compute with other settings than alone.
+    Raises: PromiseError with what the runner says.
+    """
+    if (runner := folder / "run.py").is_file():
+        done = subprocess.run([sys.executable, "-B", runner, "--verify"], capture_output=True, text=True)
+        if done.returncode:
+            said = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
+            raise PromiseError(f"the build does not verify itself: python run.py --verify says: {said[-1]}")
+
+
+def _hold(model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, found: Agreement) -> Agreement:
     """Hold a build to the original: rounding at most where no pass is lossy, and never NaN or infinity.
 
     Raises: PassError naming the pass after which the outputs leave the tolerance; PromiseError on NaN or infinity.

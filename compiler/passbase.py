@@ -5,7 +5,6 @@ from __future__ import annotations
 import enum
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, ClassVar
 
@@ -34,12 +33,10 @@ class PassContext:
 
     features: what the target can do, e.g. ``skip-norm`` or ``fp16``.
     calibration: unlabelled samples that the user gave, or None.
-    parents: in which node's body each subgraph lies, filled by ``Pipeline``.
     """
 
     features: frozenset[str] = frozenset()
     calibration: Samples | None = None
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     skips: list[Skip] = field(default_factory=list)
 
     def skip(self, node: ir.Node, reason: str) -> None:

@@ -78,7 +78,7 @@ def apply(each: Pass, model: Model, ctx: PassContext) -> Model:
 
     Raises: PassError when the pass raises, changes the signature, miscounts its sites or leaves an invalid graph.
     """
-    own = PassContext(ctx.features, ctx.calibration, ctx.shapes)
+    own = PassContext(ctx.features, ctx.calibration)
     draft = model.draft()
     started = time.perf_counter()
     try:

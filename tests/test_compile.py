@@ -15,6 +15,7 @@ import polycast
 from polycast import passes
 from polycast.errors import InputError, PassError, PromiseError, RecipeError, UnsupportedError
 from polycast.passbase import Numerics, Pass, PassContext
+from polycast.targets.cpu import Cpu
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -138,3 +139,20 @@ def test_the_package_gives_functions_not_modules():
     assert set(polycast.__all__) <= set(dir(polycast))
     for name in polycast.__all__:
         assert getattr(polycast, name).__module__.startswith("polycast")
+
+
+def test_a_build_whose_own_runner_fails_is_refused(tmp_path, monkeypatch):
+    """The runner in the build, not this process, has the last word."""
+    source = conv_net(tmp_path / "m.onnx")
+    fail = b"import sys\nsys.exit('golden sample 0, output logits: off by 1')\n"
+
+    def write(self, model, folder):
+        facts = written(self, model, folder)
+        (folder / "run.py").write_bytes(fail)
+        return facts
+
+    written = Cpu.write
+    monkeypatch.setattr(Cpu, "write", write)
+    with pytest.raises(PromiseError, match=r"does not verify itself: .* output logits: off by 1"):
+        polycast.compile(source, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
