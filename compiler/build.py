@@ -204,6 +204,8 @@ def whole_or_nothing(final: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise InputError(f"cannot write {final}: {error.strerror or error}") from error
+    except InputError as error:
+        raise InputError(error.message.replace(str(folder), str(final)), error.hint) from error
     finally:
         old = folder.with_suffix(".old")
         if old.exists() and not final.exists():
