@@ -118,6 +118,7 @@ class Build:
             "evidence": self.manifest["evidence"],
             "steps": self.steps,
             "seconds": self.seconds,
+            **({"auto": self.manifest["auto"]} if "auto" in self.manifest else {}),
         }
 
 

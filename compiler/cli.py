@@ -56,7 +56,7 @@ def app(context: click.Context, debug: bool) -> None:
 @app.command()
 @click.argument("model")
 @click.option("-t", "--target", default="cpu", show_default=True, metavar="T,…", help="Targets; see polycast targets.")
-@click.option("-p", "--precision", default="fp32", show_default=True, metavar="P,…", help="Precisions: fp32, fp16 …")
+@click.option("-p", "--precision", default="fp32", show_default=True, metavar="P,…", help="fp32, fp16 … or auto.")
 @click.option("--recipe", type=_PATH, metavar="F.toml", help="A recipe of your own in place of -p.")
 @click.option("--passes", metavar="TEXT", help='A pipeline in place of -p: "clean | fuse_gelu".')
 @click.option("--calibration", type=_PATH, metavar="C", help="Unlabelled samples that passes may look at.")

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from polycast import targets as target_catalogue
 
 from . import verify as verifier
+from .auto import Choice, choose
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
 from .errors import InputError, PassError, PromiseError, RecipeError, ToolchainError, UnsupportedError
 from .golden import Agreement, Golden, agree, make_golden, own_rounding, rounding_tolerance
@@ -71,69 +72,97 @@ def compile(
     score = _samples(data, model, beside, progress)
     _tell(progress, "run the original", 0)
     golden = make_golden(model, calibrate or score, "calibration" if calibrate else "data")
-    before = count(model, golden.shapes)
+    line = Line(model, golden, count(model, golden.shapes), calibrate, Path(keep) if keep else None, progress)
     return [
-        cast(model, target, each, Path(out), golden, before, calibrate, Path(keep) if keep else None, progress)
+        line.auto(target, Path(out)) if each is None else line.cast(target, each, Path(out))
         for target, list_of in zip(chosen, recipes, strict=True)
         for each in list_of
     ]
 
 
-def cast(
-    model: Model,
-    target: Target,
-    recipe: Recipe,
-    out: Path,
-    golden: Golden,
-    before: Shares,
-    calibration: Samples | None = None,
-    keep: Path | None = None,
-    progress: Progress | None = None,
-) -> Build:
-    """Make one build of ``model``: the passes, the promise, the target, the agreement with the original."""
-    started = time.perf_counter()
-    probe = target.probe()
-    if not probe.build.yes:
-        raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
-    name = f"{str(target).replace(':', '-')}-{recipe.name}"
-    ctx = PassContext(target.features, calibration)
-    lowered = recipe.pipeline.run(model, ctx, keep=keep / name if keep else None, progress=progress)
-    after = count(lowered, golden.shapes)
-    recipe.promise.check(before, after, _reasons(lowered))
-    if problems := target.problems(lowered):
-        raise UnsupportedError(f"{target} lacks what this model needs: {', '.join(problems)}")
-    with whole_or_nothing(out / name) as folder:
-        _tell(progress, f"write {name}", 0)
-        runtime = dict(target.write(lowered, folder))
-        deployed = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {"run.py"}
-        names = [port.name for port in model.signature.outputs]
-        kept = golden.write(folder / "golden.npz", names)
-        (folder / "verify.py").write_bytes(Path(verifier.__file__).read_bytes())
-        manifest: dict[str, Any] = {
-            "model": {"name": model.name, "origin": _origin(model), "digest": lowered.digest},
-            "target": str(target),
-            "evidence": probe.evidence if probe.run.yes else "not run",
-            "recipe": {"name": recipe.name, "pipeline": str(recipe.pipeline)},
-            "promise": {"asked": recipe.promise.asked(), "reached": after.to_json()},
-            "signature": model.signature.to_json(),
-            "steps": spell_steps(lowered.history),
-            "runtime": runtime,
-            "golden": {"n": 0, "samples": golden.source, "tolerance": 0.0},
-            "agreement": {"n": 0, "not_run": golden.reason or probe.run.reason},
-        }
-        write_manifest(folder, manifest, deployed)
-        if probe.run.yes:
-            _tell(progress, f"compare {name} with the original", 0)
-            agreement = _hold(model, lowered, recipe.pipeline, golden, agree_with(target, folder, golden, model))
-            manifest["agreement"] = agreement.to_json()
-            manifest["golden"] = {"n": kept, "samples": golden.source, "tolerance": _golden_tolerance(agreement)}
-        (folder / "README.md").write_text(readme(name, manifest), encoding="utf-8")
-        write_manifest(folder, manifest, deployed)
-        if kept and probe.run.yes:
-            _tell(progress, f"let {name} verify itself", 0)
-            _let_verify_itself(folder)
-    _tell(progress, f"wrote {name}", 1)
-    return Build(out / name, open_build(out / name).manifest, time.perf_counter() - started)
+@dataclass(frozen=True)
+class Line:
+    """What the builds of one compile share."""
+
+    model: Model
+    golden: Golden
+    before: Shares
+    calibration: Samples | None = None
+    keep: Path | None = None
+    progress: Progress | None = None
+
+    def cast(self, target: Target, recipe: Recipe, out: Path, chosen: Choice | None = None) -> Build:
+        """Make one build: the passes, the promise, the target, the agreement with the original."""
+        started = time.perf_counter()
+        probe = target.probe()
+        if not probe.build.yes:
+            raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
+        name = f"{str(target).replace(':', '-')}-{recipe.name}"
+        ctx = PassContext(target.features, self.calibration)
+        keep = self.keep / name if self.keep else None
+        lowered = recipe.pipeline.run(self.model, ctx, keep=keep, progress=self.progress)
+        after = count(lowered, self.golden.shapes)
+        recipe.promise.check(self.before, after, _reasons(lowered))
+        if problems := target.problems(lowered):
+            raise UnsupportedError(f"{target} lacks what this model needs: {', '.join(problems)}")
+        with whole_or_nothing(out / name) as folder:
+            _tell(self.progress, f"write {name}", 0)
+            runtime = dict(target.write(lowered, folder))
+            written = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+            deployed = set(written) - {"run.py"}
+            names = [port.name for port in self.model.signature.outputs]
+            kept = self.golden.write(folder / "golden.npz", names)
+            (folder / "verify.py").write_bytes(Path(verifier.__file__).read_bytes())
+            manifest: dict[str, Any] = {
+                "model": {"name": self.model.name, "origin": _origin(self.model), "digest": lowered.digest},
+                "target": str(target),
+                "evidence": probe.evidence if probe.run.yes else "not run",
+                "recipe": {"name": recipe.name, "pipeline": str(recipe.pipeline)},
+                "promise": {"asked": recipe.promise.asked(), "reached": after.to_json()},
+                "signature": self.model.signature.to_json(),
+                "steps": spell_steps(lowered.history),
+                "runtime": runtime,
+                **({"auto": {"chosen": chosen.precision, "passed_over": chosen.passed_over}} if chosen else {}),
+                "golden": {"n": 0, "samples": self.golden.source, "tolerance": 0.0},
+                "agreement": {"n": 0, "not_run": self.golden.reason or probe.run.reason},
+            }
+            write_manifest(folder, manifest, deployed)
+            if probe.run.yes:
+                _tell(self.progress, f"compare {name} with the original", 0)
+                found = agree_with(target, folder, self.golden, self.model)
+                agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found)
+                manifest["agreement"] = agreement.to_json()
+                manifest["golden"] |= {"n": kept, "tolerance": _golden_tolerance(agreement)}
+            (folder / "README.md").write_text(readme(name, manifest), encoding="utf-8")
+            write_manifest(folder, manifest, deployed)
+            if kept and probe.run.yes:
+                _tell(self.progress, f"let {name} verify itself", 0)
+                _let_verify_itself(folder)
+        _tell(self.progress, f"wrote {name}", 1)
+        return Build(out / name, open_build(out / name).manifest, time.perf_counter() - started)
+
+    def auto(self, target: Target, out: Path) -> Build:
+        """Make a build at every precision of ``target``, and keep the one that measuring chooses.
+
+        Raises: RecipeError where nothing can be measured here.
+        """
+        probe = target.probe()
+        if not probe.run.yes or probe.evidence != "device" or not self.golden.feeds:
+            reason = self.golden.reason or probe.run.reason
+            raise RecipeError(f"-p auto chooses by measuring, and {target} cannot be measured here: {reason}")
+        builds: dict[str, Build] = {}
+        refused: dict[str, str] = {}
+        with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
+            for precision in target.precisions:
+                try:
+                    builds[precision] = self.cast(target, Recipe.of(target, precision), Path(folder))
+                except (PromiseError, UnsupportedError) as error:
+                    if not builds:
+                        raise  # the first precision is the one to beat
+                    refused[precision] = error.message
+            _tell(self.progress, "time the candidates", 0)
+            chosen = choose(builds, refused, self.golden)
+        return self.cast(target, replace(Recipe.of(target, chosen.precision), name=AUTO), out, chosen)
 
 
 def agree_with(target: Target, folder: Path, golden: Golden, model: Model) -> Agreement:
@@ -208,14 +237,21 @@ def _blame(model: Model, lowered: Model, golden: Golden, tolerance: float) -> st
     return "no pass alone, but the runtime,"
 
 
-def _recipes(target: Target, precisions: list[str], recipe: str | Path | None, passes: str | None) -> list[Recipe]:
+#: The precision that stands for whichever measuring chooses.
+AUTO = "auto"
+
+
+def _recipes(
+    target: Target, precisions: list[str], recipe: str | Path | None, passes: str | None
+) -> list[Recipe | None]:
+    """Give the recipes that were asked for; None stands for AUTO."""
     if recipe is not None and passes is not None:
         raise RecipeError("both a recipe and passes are given", "Give one of them")
     if recipe is not None:
         return [Recipe.read(Path(recipe))]
     if passes is not None:
         return [Recipe.parse(passes)]
-    return [Recipe.of(target, precision) for precision in precisions]
+    return [None if precision == AUTO else Recipe.of(target, precision) for precision in precisions]
 
 
 def _names(names: Sequence[str] | str) -> list[str]:
@@ -271,6 +307,6 @@ def plan(
 ) -> Plan:
     """Run the passes of a recipe on a model and write nothing."""
     kind = target_catalogue.find(target)
-    [recipe] = _recipes(kind, [precision], None, passes)
+    recipe = Recipe.of(kind, precision) if passes is None else Recipe.parse(passes)
     model = load(source)
     return Plan(model, recipe.pipeline.run(model, PassContext(kind.features), progress=progress))

@@ -117,6 +117,9 @@ def print_compiled(builds: Sequence[Build]) -> None:
         click.echo(f"  passes     {sites} sites, {skips} skipped (polycast show {build.path} says why)")
         click.echo(f"  promise    asked {_shares(build.promise['asked'])}; reached {_shares(build.promise['reached'])}")
         click.echo(f"  agreement  {agreement_line(build.agreement)}")
+        if auto := build.manifest.get("auto"):
+            passed_over = "".join(f"; {precision}: {reason}" for precision, reason in auto["passed_over"].items())
+            click.echo(f"  auto       {auto['chosen']}{passed_over}")
 
 
 def print_verified(path: Path) -> int:

@@ -27,7 +27,7 @@ RANKS = (
     ("golden", "outputs", "passbase"),
     ("passes", "targets", "metrics"),
     ("build", "pipeline"),
-    ("recipe",),
+    ("auto", "recipe"),
     ("compile",),
     ("evaluating",),
     ("evaluate", "rendering", "show"),
