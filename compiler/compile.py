@@ -130,7 +130,8 @@ class Line:
             if probe.run.yes:
                 _tell(self.progress, f"compare {name} with the original", 0)
                 found = agree_with(target, folder, self.golden, self.model)
-                agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found)
+                agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
+                kept = kept if agreement.n else 0
                 manifest["agreement"] = agreement.to_json()
                 manifest["golden"] |= {"n": kept, "tolerance": _golden_tolerance(agreement)}
             (folder / "README.md").write_text(readme(name, manifest), encoding="utf-8")
@@ -184,7 +185,9 @@ def _let_verify_itself(folder: Path) -> None:
             raise PromiseError(f"the build does not verify itself: python run.py --verify says: {said[-1]}")
 
 
-def _hold(model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, found: Agreement) -> Agreement:
+def _hold(
+    model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, found: Agreement, ctx: PassContext
+) -> Agreement:
     """Hold a build to the original: rounding at most where no pass is lossy, and never NaN or infinity.
 
     Raises: PassError naming the pass after which the outputs leave the tolerance; PromiseError on NaN or infinity.
@@ -200,11 +203,15 @@ def _hold(model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, foun
         return found
     names = [port.name for port in model.signature.outputs]
     own = own_rounding(model, golden, names)
-    if found.worst <= _AMPLIFY * own:
-        return _with_tolerance(found, _AMPLIFY * own)
+    if own == float("inf"):
+        reason = "the original itself gives NaN or infinity, or not, when only its rounding changes"
+        return replace(found, n=0, worst=0.0, reason=reason)
+    tolerance = max(found.tolerance, _AMPLIFY * own)
+    if found.worst <= tolerance:
+        return replace(found, tolerance=tolerance)
     raise PassError(
-        f"{_blame(model, lowered, golden, found.tolerance)} moves output {found.output!r} by {found.worst:.3g} of its "
-        f"largest value; rounding explains {max(found.tolerance, _AMPLIFY * own):.3g}",
+        f"{_blame(model, lowered, golden, tolerance, ctx)} moves output {found.output!r} by {found.worst:.3g} of its "
+        f"largest value; rounding explains {tolerance:.3g}",
         "This is a bug of ours: run again with --keep DIR to have the model after each pass, and report it",
     )
 
@@ -213,21 +220,17 @@ def _hold(model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, foun
 _AMPLIFY = 8.0
 
 
-def _with_tolerance(found: Agreement, tolerance: float) -> Agreement:
-    return Agreement(found.n, found.source, found.worst, found.sqnr_db, found.same_top1, tolerance, found.output)
-
-
 def _golden_tolerance(agreement: Agreement) -> float:
     """Give what the golden outputs are held to elsewhere: rounding, or for a lossy build twice what it lost here."""
     return float(f"{max(agreement.tolerance, 2 * agreement.worst):.3g}") if agreement.n else 0.0
 
 
-def _blame(model: Model, lowered: Model, golden: Golden, tolerance: float) -> str:
+def _blame(model: Model, lowered: Model, golden: Golden, tolerance: float, ctx: PassContext) -> str:
     """Find the first pass after which the outputs leave the tolerance, by running the model after each."""
     names = [port.name for port in model.signature.outputs]
     stages = [model]
     for step in lowered.history[len(model.history) :]:
-        stages.append(Pipeline.parse(step.what).run(stages[-1], PassContext()))
+        stages.append(Pipeline.parse(step.what).run(stages[-1], ctx))
     for earlier, later in pairwise(stages):
         if later.digest == earlier.digest:
             continue

@@ -47,13 +47,12 @@ Better = Literal["higher", "lower"]
 class Metric(ABC):
     """One figure of merit. ``unit`` is ``share`` for what is shown in percent.
 
-    needs_label: it scores against labels. compares: it scores against the original's outputs, which then is perfect.
+    compares: it scores against the original's outputs, which then is perfect.
     """
 
     name: str
     unit: str
     better: Better
-    needs_label: bool = False
     compares: bool = False
 
     @abstractmethod
@@ -265,10 +264,10 @@ class Custom(Metric):
 KNOWN: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        TopK("top1", "share", "higher", needs_label=True),
-        TopK("top5", "share", "higher", needs_label=True, k=5),
+        TopK("top1", "share", "higher"),
+        TopK("top5", "share", "higher", k=5),
         Perplexity("perplexity", "ppl", "lower"),
-        Spearman("spearman", "rho", "higher", needs_label=True),
+        Spearman("spearman", "rho", "higher"),
         Agreement("agreement", "share", "higher", compares=True),
         Sqnr("sqnr", "dB", "higher", compares=True),
         Cosine("cosine", "cos", "higher", compares=True),

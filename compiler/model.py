@@ -231,6 +231,15 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
         yield from function.subgraphs()
 
 
+def values(graph: ir.Graph | ir.Function) -> Iterator[ir.Value]:
+    """Yield every value that ``graph`` itself makes: inputs, initializers, outputs of nodes; no subgraph's."""
+    yield from graph.inputs
+    if isinstance(graph, ir.Graph):
+        yield from graph.initializers.values()
+    for node in graph:
+        yield from node.outputs
+
+
 def weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
     """Yield the tensor of every initializer and of every tensor attribute, subgraphs and functions included."""
     for graph in graphs(model):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +15,8 @@ from .model import Model, Port
 _SIZES = (16, 64, 224, 512, 1024, 8, 1)
 
 _HINTS = (("batch", 1), ("past", 8), ("seq", 16), ("len", 16), ("height", 224), ("width", 224), ("channel", 3))
+
+_LETTERS = {"n": 1, "b": 1, "c": 3, "h": 224, "w": 224}
 
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 
@@ -43,6 +45,7 @@ class _Sizes:
 
     def __init__(self, default: int | None) -> None:
         self.default = default
+        self._known: dict[str, int] = {}
 
     def shape(self, port: Port) -> tuple[int, ...]:
         return tuple(
@@ -65,14 +68,13 @@ class _Sizes:
         return self.named(ast.unparse(node), first)
 
     def named(self, symbol: str, first: bool) -> int:
-        lowered = symbol.lower()
-        if self.default is None or "batch" in lowered:
-            for word, size in _HINTS:
-                if word in lowered:
-                    return size
-            if lowered in ("n", "b") or (first and self.default is None):
-                return 1
-        return self.default or {"h": 224, "w": 224, "t": 16, "s": 16, "c": 3}.get(lowered, 16) if not first else 1
+        return self._known.setdefault(symbol, self._guess(symbol.lower(), first))
+
+    def _guess(self, symbol: str, first: bool) -> int:
+        if self.default is not None:
+            return 1 if first or "batch" in symbol else self.default
+        hinted = next((size for word, size in _HINTS if word in symbol), None)
+        return hinted or (1 if first else _LETTERS.get(symbol, 16))
 
 
 def _array(
@@ -108,8 +110,3 @@ def _index_bound(graph: ir.Graph, name: str) -> int | None:
             elif node.op_type in ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten"):
                 pending.append(node.outputs[0])
     return None
-
-
-def shapes_of(feeds: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Give the shape of each array."""
-    return {name: array.shape for name, array in feeds.items()}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -156,3 +157,30 @@ def test_a_build_whose_own_runner_fails_is_refused(tmp_path, monkeypatch):
     with pytest.raises(PromiseError, match=r"does not verify itself: .* output logits: off by 1"):
         polycast.compile(source, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_cannot_be_compared_with_itself_says_so(tmp_path, monkeypatch):
+    """Where one unit in the last place turns the original's own outputs into NaN, nothing is accepted or blamed."""
+    known = {**passes.catalogue(), "drift": Drift}
+    monkeypatch.setattr("polycast.pipeline.catalogue", lambda: known)
+    monkeypatch.setattr(sys.modules["polycast.compile"], "own_rounding", lambda *_: float("inf"))
+    [build] = polycast.compile(conv_net(tmp_path / "m.onnx"), passes="drift", out=tmp_path / "out")
+    assert "when only its rounding changes" in build.agreement["not_run"]
+    assert build.manifest["golden"]["n"] == 0
+    assert build.verify() == []
+
+
+def test_blame_runs_each_pass_with_what_the_target_has(tmp_path, monkeypatch):
+    """A pass that acts only where the target has a feature is found guilty all the same."""
+
+    @dataclass(frozen=True)
+    class Needy(Drift):
+        needs = ("fp16",)
+
+        def rewrite(self, graph: ir.Model, ctx: PassContext) -> int:
+            return super().rewrite(graph, ctx) if "fp16" in ctx.features else 0
+
+    known = {**passes.catalogue(), "needy": Needy}
+    monkeypatch.setattr("polycast.pipeline.catalogue", lambda: known)
+    with pytest.raises(PassError, match=r"^needy moves output"):
+        polycast.compile(conv_net(tmp_path / "m.onnx"), passes="clean | needy | fold", out=tmp_path / "out")

@@ -145,3 +145,13 @@ def test_an_export_is_run_on_what_its_framework_ran_on(tmp_path):
     model = replace(load(conv_net(tmp_path / "m.onnx")), example={"x": np.ones((2, 3, 8, 8), np.float32)})
     golden = make_golden(model, None, "")
     assert (golden.source, golden.shapes) == ("example", {"x": (2, 3, 8, 8)})
+
+
+def test_a_symbol_has_one_size_wherever_it_stands(tmp_path):
+    ports = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["steps", "width"])]
+    ports += [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "steps"])]
+    nodes = [helper.make_node("MatMul", ["y", "x"], ["z"])]
+    outputs = [helper.make_tensor_value_info("z", TensorProto.FLOAT, ["batch", "width"])]
+    model = load(save(helper.make_graph(nodes, "two", ports, outputs), tmp_path / "two.onnx"))
+    for feeds in seeded_feeds(model):
+        assert feeds["x"].shape[0] == feeds["y"].shape[1]

@@ -8,7 +8,7 @@ Adapters work in place on onnx-ir: weights stay where they are, custom domains a
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 from polycast.errors import InputError
-from polycast.model import OPSET, graphs
+from polycast.model import OPSET, graphs, values
 
 OLDEST = 7
 
@@ -37,7 +37,7 @@ def upgrade(model: ir.Model) -> ir.Model:
     newest = max(imports[""] for _, imports in bodies)
     if newest < OPSET:
         _infer_shapes(model)
-    names = {value.name for graph in graphs(model) for value in _values(graph)}
+    names = {value.name for graph in graphs(model) for value in values(graph)}
     for body, imports in bodies:
         _adapt(body, imports[""], newest, names)
         imports[""] = newest
@@ -84,14 +84,6 @@ def _adapt(graph: ir.Graph | ir.Function, old: int, new: int, names: set[str | N
                     if adapter := ADAPTERS.get((node.op_type, version)):
                         adapter(node, _Before(node, names))
                 node.version = None
-
-
-def _values(graph: ir.Graph | ir.Function) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    if isinstance(graph, ir.Graph):
-        yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
 
 
 @dataclass(frozen=True)

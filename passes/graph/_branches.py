@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import onnx_ir as ir
+
+from polycast.model import values
 
 from ._edit import Body, bodies, constant_before, remove, replace_or_copy, subgraphs
 
@@ -40,9 +40,9 @@ def inline(node: ir.Node, condition: bool, body: Body, model: ir.Model) -> bool:
 
 
 def _rename_apart(branch: ir.Graph, taken: set[str]) -> None:
-    values = [value for graph in (branch, *branch.subgraphs()) for value in _values(graph)]
-    own = {value.name for value in values}
-    for value in values:
+    inner = [value for graph in (branch, *branch.subgraphs()) for value in values(graph)]
+    own = {value.name for value in inner}
+    for value in inner:
         if value.name in taken:
             count = 1
             while f"{value.name}_{count}" in taken | own:
@@ -54,12 +54,4 @@ def _rename_apart(branch: ir.Graph, taken: set[str]) -> None:
 def _names_outside(node: ir.Node, model: ir.Model) -> set[str]:
     inside = [graph for held in subgraphs(node) for graph in (held, *held.subgraphs())]
     outside = (body.graph for body in bodies(model) if not any(body.graph is graph for graph in inside))
-    return {value.name for graph in outside for value in _values(graph) if value.name}
-
-
-def _values(graph: ir.Graph | ir.Function) -> Iterator[ir.Value]:
-    yield from graph.inputs
-    if isinstance(graph, ir.Graph):
-        yield from graph.initializers.values()
-    for node in graph:
-        yield from node.outputs
+    return {value.name for graph in outside for value in values(graph) if value.name}
