@@ -6,9 +6,10 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,6 +230,17 @@ def graphs(model: ir.Model) -> Iterator[ir.Graph | ir.Function]:
     for function in model.functions.values():
         yield function
         yield from function.subgraphs()
+
+
+def name_of(node: ir.Node) -> str:
+    """Name a node for its user: by its own name, or by its first output where it has none."""
+    return node.name or (node.outputs[0].name if node.outputs else "") or "?"
+
+
+def named(node: ir.Node, patterns: Collection[str]) -> bool:
+    """Whether one of ``patterns`` means ``node``: its name, its op type, or a glob that its name matches."""
+    name = name_of(node)
+    return name in patterns or node.op_type in patterns or any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def values(graph: ir.Graph | ir.Function) -> Iterator[ir.Value]:

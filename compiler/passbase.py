@@ -5,12 +5,14 @@ from __future__ import annotations
 import enum
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import onnx_ir as ir
 
-from .model import Skip
+from .model import Skip, name_of
 
 if TYPE_CHECKING:
     from .samples import Samples
@@ -33,15 +35,32 @@ class PassContext:
 
     features: what the target can do, e.g. ``skip-norm`` or ``fp16``.
     calibration: unlabelled samples that the user gave, or None.
+    original: the graph as it was before the first lossy pass, for a repair to compare with; None before any. A lossy
+    pass leaves the outputs of the nodes that it changes under the names that they had.
+    max_memory: bytes that observing the calibration samples may hold, or None for no limit.
+    cache: folder where what was observed is kept, so that the next pass, or the next run, need not look again.
     """
 
     features: frozenset[str] = frozenset()
     calibration: Samples | None = None
     skips: list[Skip] = field(default_factory=list)
+    original: ir.Model | None = field(default=None, repr=False)
+    max_memory: int | None = None
+    cache: Path | None = None
+    progress: Callable[[str, int, int], None] | None = field(default=None, repr=False)
+
+    def afresh(self) -> PassContext:
+        """Give a context for one more pass: the same, but for the skips."""
+        return replace(self, skips=[])
+
+    def tell(self, stage: str, done: int, total: int) -> None:
+        """Say how far the pass is, where somebody listens."""
+        if self.progress:
+            self.progress(stage, done, total)
 
     def skip(self, node: ir.Node, reason: str) -> None:
         """Record that the pass could have acted on ``node`` and did not. The same skip is recorded once."""
-        skip = Skip(node.name or (node.outputs[0].name if node.outputs else "") or "?", node.op_type, reason)
+        skip = Skip(name_of(node), node.op_type, reason)
         if skip not in self.skips:
             self.skips.append(skip)
 
@@ -66,7 +85,7 @@ class Pass(ABC):
 
     @property
     def spelling(self) -> str:
-        """Exact recipe spelling, e.g. ``fp16(keep="Softmax")``; parameters at their default are left out."""
+        """Exact recipe spelling, e.g. ``fp16(keep=('Softmax',))``; parameters at their default are left out."""
         changed = [f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{self.name()}({', '.join(changed)})" if changed else self.name()
 

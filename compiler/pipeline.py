@@ -6,7 +6,7 @@ import ast
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from polycast.passes import catalogue
@@ -43,6 +43,12 @@ class Pipeline:
         return Pipeline(self.passes + other.passes)
 
     @property
+    def kept(self) -> tuple[str, ...]:
+        """What its passes were told to leave as it is: the names, op types and globs of their ``keep``."""
+        keeps = (getattr(each, "keep", ()) for each in self.passes)
+        return tuple(dict.fromkeys(name for keep in keeps if isinstance(keep, tuple) for name in keep))
+
+    @property
     def numerics(self) -> Numerics:
         """The loosest numerics of any pass."""
         order = list(Numerics)
@@ -61,11 +67,13 @@ class Pipeline:
         keep: a folder that gets the model after each pass, as ``00-load.onnx``, ``01-clean.onnx`` …
         Raises: PassError when a pass breaks its contract; its message names the pass, and the kept files.
         """
-        ctx = ctx or PassContext()
+        ctx = replace(ctx or PassContext(), progress=progress)
         _keep(model, keep, 0, "load")
         for number, each in enumerate(self.passes, 1):
             if progress:
                 progress(each.spelling, number - 1, len(self.passes))
+            if each.numerics is Numerics.LOSSY and ctx.original is None:
+                ctx = replace(ctx, original=model.graph)
             model = apply(each, model, ctx)
             _keep(model, keep, number, each.name())
         if progress:
@@ -78,7 +86,7 @@ def apply(each: Pass, model: Model, ctx: PassContext) -> Model:
 
     Raises: PassError when the pass raises, changes the signature, miscounts its sites or leaves an invalid graph.
     """
-    own = PassContext(ctx.features, ctx.calibration)
+    own = ctx.afresh()
     draft = model.draft()
     started = time.perf_counter()
     try:

@@ -6,7 +6,8 @@ from models import conv_net
 
 from polycast.errors import PromiseError
 from polycast.load import load
-from polycast.promise import Promise, Shares, count
+from polycast.promise import Promise
+from polycast.shares import Shares, count
 
 
 def test_weights_and_macs_are_counted_at_the_given_shape(tmp_path):

@@ -25,7 +25,7 @@ class Fp16(Pass):
     A node keeps float32 as well where float16 does not hold its weights, or what it reads and gives on the
     calibration samples. Without samples only weights are checked.
 
-    keep: operators and patterns of node names, separated by spaces, that keep float32 beside these.
+    keep: operators, node names and globs of them that keep float32 beside these.
     range_check: whether the calibration samples are run.
     headroom: how many times larger than on the samples an activation may get.
     Source: Micikevicius et al. 2018, arXiv:1710.03740, section 3; which operators keep float32 follows PyTorch's
@@ -34,7 +34,7 @@ class Fp16(Pass):
 
     numerics = Numerics.LOSSY
 
-    keep: str = ""
+    keep: tuple[str, ...] = ()
     range_check: bool = True
     headroom: float = 2.0
 
@@ -45,7 +45,7 @@ class Fp16(Pass):
     def rewrite(self, graph: ir.Model, ctx: PassContext) -> int:
         """Convert every node of the main graph that float16 suits; each float32 node that stays has its reason."""
         infer_types(graph)
-        choice = by_operator(graph, tuple(self.keep.split()), ctx.skip)
+        choice = by_operator(graph, self.keep, ctx.skip)
         settle(graph.graph, choice, ctx.skip)
         drop_by_weights(choice, ctx.skip)
         if choice.nodes and self.range_check:
