@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from .errors import InputError
@@ -40,26 +41,39 @@ def open_original(model: Model, *, optimized: bool = True) -> Original:
     return original
 
 
+#: onnxruntime puts float weights that stand between quantized nodes on a grid of its own. Here they stay as written.
+_AS_WRITTEN = {"optimization.disable_specified_optimizers": "WeightBiasQuantization"}
+
+
 def open_model(model: Model, folder: Path, *, optimized: bool = False) -> Original:
     """Write ``model`` as it stands into ``folder`` and open it: for looking between two passes."""
     model.write(folder / "model.onnx")
-    return open_file(folder / "model.onnx", model.signature, optimized=optimized)
+    return open_file(folder / "model.onnx", model.signature, optimized=optimized, entries=_AS_WRITTEN)
 
 
-def open_file(path: Path, signature: Signature, *, optimized: bool = True) -> Original:
-    """Open the ONNX file at ``path``, of ``signature``; see ``open_original``."""
-    start = partial(_start, path, optimized)
+def open_file(
+    path: Path, signature: Signature, *, optimized: bool = True, entries: Mapping[str, str] = MappingProxyType({})
+) -> Original:
+    """Open the ONNX file at ``path``, of ``signature``, with these session entries; see ``open_original``."""
+    start = partial(start_session, path, optimized, entries=entries)
     try:
         session = start()
     except Exception as error:
-        if not optimized:
-            return open_file(path, signature)  # some ops run only once onnxruntime has fused or inlined them
+        if not optimized:  # some ops run only once onnxruntime has fused or inlined them
+            return open_file(path, signature, entries=entries)
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"onnxruntime cannot open the original model: {line}") from error
     return Original(lambda feeds: session.run(None, feeds), signature, reopen=start)
 
 
-def _start(path: Path, optimized: bool, adjust: Callable[[Any], None] = lambda options: None) -> Any:
+def start_session(
+    path: Path,
+    optimized: bool,
+    adjust: Callable[[Any], None] = lambda options: None,
+    *,
+    entries: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
+    """Start onnxruntime on the model at ``path``; ``adjust`` may change its options."""
     import onnxruntime as ort
 
     level = ort.GraphOptimizationLevel
@@ -67,5 +81,7 @@ def _start(path: Path, optimized: bool, adjust: Callable[[Any], None] = lambda o
     options.log_severity_level = 4
     options.intra_op_num_threads = int(os.environ.get("POLYCAST_THREADS", "0"))
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+    for key, value in entries.items():
+        options.add_session_config_entry(key, value)
     adjust(options)
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

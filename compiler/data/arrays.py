@@ -6,6 +6,7 @@ import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, repeat
 from pathlib import Path
 from zipfile import ZipFile
@@ -14,7 +15,18 @@ import numpy as np
 
 from polycast.model import Port, Signature
 
-from .feeds import LABEL, Sample, check_dtype, check_names, check_shape, check_values, empty, listing, refusal
+from .feeds import (
+    LABEL,
+    Sample,
+    check_dtype,
+    check_names,
+    check_shape,
+    check_values,
+    empty,
+    files_digest,
+    listing,
+    refusal,
+)
 from .npz import Member, members, opened
 
 _NUMBERED = re.compile(r"(\d+)/(.+)", re.DOTALL)
@@ -66,6 +78,12 @@ class ArraySamples:
             raise empty(self.source, "at least one sample")
         has_label = LABEL in arrays and LABEL not in self._columns
         self._label = self._label_column(arrays[LABEL]) if has_label else None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the archive and of how the model's inputs read it."""
+        shapes = {name: (column.rows, column.indexed) for name, column in self._columns.items()}
+        return files_digest([self._path], self.kind, shapes)
 
     def __len__(self) -> int:
         return self._count
@@ -125,6 +143,12 @@ class BatchSamples:
     def folder(cls, path: Path, signature: Signature) -> BatchSamples:
         """Take every .npz of a folder, sorted by name."""
         return cls(path, [(str(file), members(file)) for file in sorted(path.glob("*.npz"))], signature)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the archives and of the inputs that are taken from them."""
+        paths = dict.fromkeys(array.path for _, arrays in self._batches for array in arrays.values())
+        return files_digest(paths, self.kind, self._inputs)
 
     def __len__(self) -> int:
         return len(self._batches)

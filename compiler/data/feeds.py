@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -30,7 +33,10 @@ class Sample:
 
 
 class Samples(Protocol):
-    """A re-iterable stream of samples: each pass over it reads the files again and holds one sample at a time."""
+    """A re-iterable stream of samples: each pass over it reads the files again and holds one sample at a time.
+
+    What comes from files has a ``digest`` as well (sha256, hex): the same digest, the same samples.
+    """
 
     source: str
     kind: str
@@ -39,6 +45,42 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Sample]: ...
+
+
+def digest_of(samples: Samples, count: int) -> str:
+    """sha256 (hex) of what ``samples`` are: their own ``digest``, or else the feeds of the first ``count``."""
+    own: str | None = getattr(samples, "digest", None)
+    if own is not None:
+        return own
+    h = hashlib.sha256()
+    for sample in islice(samples, count):
+        h.update(feeds_digest(sample.feeds))
+    return h.hexdigest()
+
+
+def feeds_digest(feeds: Mapping[str, np.ndarray]) -> bytes:
+    """sha256 of names, dtypes, shapes and numbers of the feeds of one run."""
+    h = hashlib.sha256()
+    for name in sorted(feeds):
+        array = feeds[name]
+        h.update(repr((name, array.dtype.str, array.shape)).encode())
+        h.update(array.tobytes())
+    return h.digest()
+
+
+def files_digest(files: Iterable[Path], *facts: object) -> str:
+    """sha256 (hex) of the bytes of ``files``, in order, and of ``facts``: how they become samples.
+
+    Raises: InputError naming the file that cannot be read.
+    """
+    h = hashlib.sha256(repr(facts).encode())
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                h.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    return h.hexdigest()
 
 
 def refusal(where: str, what: str, expected: object, found: object, hint: str = "") -> InputError:

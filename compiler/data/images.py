@@ -6,6 +6,7 @@ import csv
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -15,7 +16,7 @@ import numpy as np
 from polycast.errors import InputError, RecipeError
 from polycast.model import Port, Signature
 
-from .feeds import Sample, check_shape, check_values, empty, listing, refusal
+from .feeds import Sample, check_shape, check_values, empty, files_digest, listing, refusal
 from .preprocess import Preprocess
 
 if TYPE_CHECKING:
@@ -56,16 +57,31 @@ class ImageSamples:
             raise refusal(self.source, "number of images", f"a multiple of {self._batch}", len(self._pictures))
         _import_pillow()
 
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the images, in order, and of how they become tensors."""
+        facts = (self.kind, self._port.name, self._batch, self._preprocess)
+        return files_digest((p.path for p in self._pictures), *facts)
+
     def __len__(self) -> int:
         return len(self._pictures) // self._batch
 
     def __iter__(self) -> Iterator[Sample]:
-        for at in range(0, len(self._pictures), self._batch):
-            pictures = self._pictures[at : at + self._batch]
+        for name, pictures in self._batches():
             tensor = np.stack([self._tensor(p.path) for p in pictures])
             labels = [p.label for p in pictures if p.label is not None]
-            name = pictures[0].path.relative_to(self._folder).as_posix()
             yield Sample({self._port.name: tensor}, np.array(labels, np.int64) if labels else None, name)
+
+    def marks(self) -> Iterator[tuple[str, str]]:
+        """Yield sha256 (hex) of the files of each sample, and its name; nothing is decoded."""
+        for name, pictures in self._batches():
+            yield files_digest(p.path for p in pictures), name
+
+    def _batches(self) -> Iterator[tuple[str, list[Picture]]]:
+        """Yield the pictures of each sample, and its name."""
+        for at in range(0, len(self._pictures), self._batch):
+            pictures = self._pictures[at : at + self._batch]
+            yield pictures[0].path.relative_to(self._folder).as_posix(), pictures
 
     def _tensor(self, path: Path) -> np.ndarray:
         with warnings.catch_warnings():

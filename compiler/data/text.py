@@ -15,7 +15,7 @@ import numpy as np
 from polycast.errors import InputError
 from polycast.model import Port, Signature
 
-from .feeds import Sample, listing, refusal
+from .feeds import Sample, files_digest, listing, refusal
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer  # type: ignore[import-untyped]
@@ -48,7 +48,8 @@ class TextSamples:
     def __init__(self, path: Path, signature: Signature, beside: Path) -> None:
         self.source = str(path)
         self._path = path
-        self._tokenizer = _load_tokenizer(beside / "tokenizer.json")
+        self._vocabulary = beside / "tokenizer.json"
+        self._tokenizer = _load_tokenizer(self._vocabulary)
         self._prefix, self._suffix = _specials(self._tokenizer)
         self._signature = signature
         self._ids = _ids_port(signature, self.source)
@@ -63,6 +64,12 @@ class TextSamples:
         if next(self._batches(), None) is None:
             needed = self._body * self._batch if self._fixed or self._batch > 1 else 2
             raise refusal(self.source, "empty data set", f"at least {needed} tokens", "fewer")
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the text, of the tokenizer, and of how its windows are cut."""
+        facts = (self.kind, self._signature, self._batch, self._length)
+        return files_digest([self._path, self._vocabulary], *facts)
 
     @cached_property
     def _count(self) -> int:
