@@ -1,76 +1,329 @@
-"""Choosing a precision by measuring: the fastest build that changes nothing which its user would see."""
+"""Choosing a precision by measuring: the fastest build that loses no more than its user allows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Any
 
 import numpy as np
 
+from polycast.evaluating.budget import Budget
+from polycast.evaluating.losses import Loss, losses
+from polycast.evaluating.race import race
+from polycast.evaluating.worker import Opening, saved
+
 from .build import Build
+from .errors import BudgetError, InputError, PassError, PromiseError, UnsupportedError
 from .golden import Golden
-from .measure import Stopwatch, time_in_turns
+from .guard import Guarded, cut, guard
+from .metrics import KNOWN, Metric
+from .mixed import MIXED, Bounds, Mix, Table, solve
+from .model import Model, graphs, name_of
+from .op_times import layer_times
+from .passbase import PassContext
+from .recipe import Recipe
+from .samples import Samples
+from .sensitivity import layers_on, sensitivity
+from .targetbase import Target
 
 #: A build has to be faster than the first by more than two sessions on one file may differ.
 FASTER = 1.05
-
+#: Below this it is slower than the first.
+SLOWER = 0.97
 #: How long each candidate is timed.
-SECONDS = 1.0
+SECONDS = 1.5
+#: How much of the drop that is allowed a mix is solved for; each time that it loses more, for a quarter of the noise.
+AIM, TRIES = 0.7, 3
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The precision that was chosen, and why each other one was not."""
+    """The recipe that was chosen, why each other one was not, and for a mix the way of every layer."""
 
-    precision: str
+    guarded: Guarded
     passed_over: Mapping[str, str]
+    layers: Sequence[Mapping[str, str]] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Spell for a manifest. Nothing in it is a time: the same choice gives the same bytes."""
+        table = {"chosen": self.guarded.recipe.name, "passed_over": dict(sorted(self.passed_over.items()))}
+        return table | ({"layers": [dict(row) for row in self.layers]} if self.layers else {})
 
 
-def choose(builds: Mapping[str, Build], refused: Mapping[str, str], golden: Golden) -> Choice:
-    """Choose among ``builds`` by precision, of which the first is the one to beat.
+@dataclass(frozen=True)
+class Candidate:
+    """A build that could be chosen. loss: what it loses, None where that is rounding; heats: its seconds a run."""
 
-    A build that is not within rounding of the original has to keep the largest entry of every row on samples that
-    the user gave: what it loses beyond that only labelled data can tell. Times are taken in turns.
-    refused: why other precisions have no build.
+    guarded: Guarded
+    build: Build
+    loss: Loss | None = None
+    mix: Mix | None = None
+    heats: tuple[float, ...] = ()
+
+    @property
+    def drop(self) -> float:
+        """What it loses; never less than nothing."""
+        return max(0.0, self.loss.drop) if self.loss else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Median of its heats."""
+        return float(np.median(self.heats)) if self.heats else inf
+
+
+@dataclass
+class Auto:
+    """What is chosen from, and by what. cast: makes the build of a recipe.
+
+    samples: what losses are told by; None where the user gave none. A mix is solved on the calibration samples, where
+    there are any.
     """
-    reasons = dict(refused)
-    first, *others = builds
-    candidates = [first]
-    for precision in others:
-        reason = _changes(builds[precision].agreement)
-        if reason:
-            reasons[precision] = reason
-        else:
-            candidates.append(precision)
-    times = _times({precision: builds[precision] for precision in candidates}, golden) if len(candidates) > 1 else {}
-    fastest = min(times, key=lambda precision: times[precision], default=first)
-    chosen = fastest if fastest != first and times[first] / times[fastest] > FASTER else first
-    for precision in candidates:
-        if precision != chosen:
-            reasons[precision] = f"no faster than {chosen}, in turns on this machine"
-    return Choice(chosen, dict(sorted(reasons.items())))
 
+    target: Target
+    model: Model
+    golden: Golden
+    ctx: PassContext
+    cast: Callable[[Guarded], Build]
+    samples: Samples | None = None
+    budget: Budget = field(default_factory=Budget)
+    metrics: Sequence[Metric] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
+    measured: dict[str, Loss] = field(default_factory=dict)
 
-def _changes(agreement: Mapping[str, Any]) -> str:
-    """Say what a build may change that its user would see, or nothing."""
-    if not agreement["n"]:
-        return "it could not be compared with the original"
-    if agreement["within_tolerance"]:
+    def choose(self) -> Choice:
+        """Make a build at every precision of the target, and a mix of them; judge, time and choose.
+
+        Raises: BudgetError where no build keeps the budget, saying what each reached.
+        """
+        made = dict(self._make())
+        first, *_ = made
+        fit = self._judge(made, first)
+        if (mix := self._mix(made, first)) is not None:
+            fit[MIXED] = mix
+        timed = self._time(fit | {first: made[first]}, first)
+        return decide(timed, first, self.budget, self.reasons)
+
+    def _make(self) -> Iterator[tuple[str, Candidate]]:
+        """Make every precision; the first is the one to beat, so it has to be there."""
+        for number, precision in enumerate(self.target.precisions):
+            try:
+                guarded = guard(self.model, self._recipe(precision), self._recipe(self.target.precisions[0]), self.ctx)
+                yield precision, Candidate(guarded, self.cast(guarded))
+            except (PromiseError, UnsupportedError) as error:
+                if not number:
+                    raise
+                self.reasons[precision] = error.message
+
+    def _recipe(self, precision: str) -> Recipe:
+        return Recipe.of(self.target, precision)
+
+    def _judge(self, made: Mapping[str, Candidate], first: str) -> dict[str, Candidate]:
+        """Give those that lose no more than allowed; of the others note why not."""
+        fit = {
+            name: each for name, each in made.items() if name == first or each.build.agreement.get("within_tolerance")
+        }
+        lossy = {name: each for name, each in made.items() if name not in fit}
+        told = {name: reason for name, each in lossy.items() if (reason := self._untold(each.build))}
+        self.reasons |= told
+        lossy = {name: each for name, each in lossy.items() if name not in told}
+        for name, loss in self._losses({name: each.build for name, each in lossy.items()}).items():
+            if isinstance(loss, str):
+                self.reasons[name] = f"it is lossy, and what it loses cannot be told: {loss}"
+                continue
+            self.measured[name] = loss
+            if loss.within(self.budget.drop):
+                fit[name] = replace(lossy[name], loss=loss)
+            else:
+                self.reasons[name] = loss.words
+        return fit
+
+    def _untold(self, build: Build) -> str:
+        """Say why nobody can tell what a lossy build loses, or nothing."""
+        if not build.agreement["n"]:
+            return "it could not be compared with the original"
+        if self.samples is None:
+            return "it is lossy, and there are no samples to see what it loses: give --calibration or --data"
         return ""
-    if agreement["samples"] not in ("calibration", "data"):
-        return "it is lossy, and there are no samples to see what it loses: give --calibration or --data"
-    same = agreement["same_top1"]
-    if same is None:
-        return "it is lossy, and no output has a largest entry to compare"
-    return "" if same == 1.0 else f"it changes the largest entry of {1 - same:.1%} of rows"
+
+    def _losses(self, builds: Mapping[str, Build]) -> dict[str, Loss | str]:
+        """Say what builds lose. Without a budget nothing may change that a user would see: the largest entries."""
+        if not builds or self.samples is None:
+            return {}
+        if self.budget.drop is not None:
+            return losses(self.model, builds, self.samples, self.metrics, self.ctx.tell)
+        try:
+            return losses(self.model, builds, self.samples, (KNOWN["agreement"],), self.ctx.tell)
+        except InputError:
+            return dict.fromkeys(builds, "no output has a largest entry to compare")
+
+    def _mix(self, made: Mapping[str, Candidate], first: str) -> Candidate | None:
+        """Solve for a mix of the precisions and make it, where one is foretold to be worth it."""
+        table = self._table(made, first)
+        if table is None:
+            return None
+        for bounds, least in self._attempts(table, made):
+            mix = solve(table, bounds, least=least)
+            if mix is None or mix.is_pure or not self._pays(mix, bounds):
+                continue
+            try:
+                mixed = Guarded(mix.recipe(), sensitivity=table.sensitivity, is_mix=True)
+                tried = Candidate(mixed, self.cast(mixed), mix=mix)
+            except (PromiseError, UnsupportedError, PassError) as error:
+                self.reasons[MIXED] = error.message
+                return None
+            fit = self._judge({first: made[first], MIXED: tried}, first)
+            if MIXED in fit:
+                self.reasons.pop(MIXED, None)
+                return fit[MIXED]
+        return None
+
+    def _table(self, made: Mapping[str, Candidate], first: str) -> Table | None:
+        """Measure what each layer takes and loses in each precision that quantizes layers.
+
+        A precision in which no layer is faster than in those that lose less is of use for its size alone.
+        """
+        floats = self._recipe(first).pipeline
+        cuts = {name: cut(self._recipe(name).pipeline, floats) for name in made if name in self.measured}
+        parts = {name: part for name, part in cuts.items() if part is not None}
+        samples = self.ctx.calibration or self.samples
+        if not parts or samples is None:
+            return None
+        start = next(iter(parts.values())).start
+        lowered = start.run(self.model, self.ctx)
+        every = layers_on(lowered, samples)
+        known = {name_of(node) for graph in graphs(lowered.graph) for node in graph}
+        with saved(self.golden.feeds[0]) as feeds:
+            own = {name: layer_times(made[name].build, every, known, feeds) for name in (first, *parts)}
+        plain = own.pop(first)
+        if plain is None:
+            return None
+        seconds = {name: plain if times is None else times for name, times in own.items()}
+        useful, least = {}, plain
+        for name in sorted(parts, key=lambda name: self.measured[name].drop):
+            faster = bool((seconds[name] * FASTER < least).any())
+            if parts[name].start == start and (faster or self.budget.size is not None):
+                useful[name] = parts[name]
+                least = np.minimum(least, seconds[name])
+        if not useful:
+            return None
+        found = sensitivity(lowered, {name: part.bare for name, part in useful.items()}, self.ctx, samples)
+        size = made[first].build.bytes
+        beside = {name: int(size - made[name].build.bytes - found.saved(name).sum()) for name in useful}
+        return Table(found, useful, {"": plain, **seconds}, size, beside)
+
+    def _attempts(self, table: Table, made: Mapping[str, Candidate]) -> Iterator[tuple[Bounds, str]]:
+        """Yield what to solve for: speed within the drop that is foretold, less of it each time; then size."""
+        size = inf if self.budget.size is None else float(self.budget.size)
+        noise = self._noise(table, made)
+        for number in range(TRIES if noise < inf else 1):
+            yield Bounds(noise / 4**number, size), "seconds"
+        if table.size > size:
+            yield Bounds(inf, size), "noise"
+
+    def _noise(self, table: Table, made: Mapping[str, Candidate]) -> float:
+        """Foretell the noise at which the drop is what is allowed, from what whole precisions lost at theirs.
+
+        An error grows with the root of the noise, and what comes of it, entries that change places, with the error.
+        """
+        whole = dict(zip(table.sensitivity.ways, table.sensitivity.whole, strict=True))
+        noises = {name: made[name].guarded.after or whole[name] for name in table.parts}
+        pairs = [(self.measured[name].drop, noise) for name, noise in noises.items() if noise]
+        if self.budget.drop is None:
+            return AIM**2 / 4 * min((noise for drop, noise in pairs if drop > 0), default=inf)
+        loss = next(iter(self.measured.values()))
+        allowed = self.budget.drop.allowed(loss.before, loss.unit)
+        steepest = max((drop / noise**0.5 for drop, noise in pairs), default=0.0)
+        return (AIM * allowed / steepest) ** 2 if steepest > 0 else inf
+
+    def _pays(self, mix: Mix, bounds: Bounds) -> bool:
+        """Whether a mix is foretold to be faster than float and than every precision that is allowed, or smaller."""
+        if bounds.size < inf:
+            return True
+        allowed = [name for name in mix.table.parts if name not in self.reasons]
+        return all(mix.seconds < SLOWER * float(mix.table.seconds[name].sum()) for name in ("", *allowed))
+
+    def _time(self, fit: Mapping[str, Candidate], first: str) -> dict[str, Candidate]:
+        """Time all that could be chosen, each in processes of its own."""
+        small = [name for name, each in fit.items() if not _too_large(each, self.budget)]
+        if not small or (len(fit) == 1 and self.budget.latency is None):
+            return dict(fit)
+        with saved(self.golden.feeds[0]) as feeds:
+            openings = {
+                name: Opening("build", str(fit[name].build.path.resolve()), feeds)
+                for name in dict.fromkeys((first, *small))
+            }
+
+            def told(done: int, total: int) -> None:
+                self.ctx.tell("time the candidates", done, total)
+
+            heats = race(openings, SECONDS, told, stays=first)
+        timed = {}
+        for name, each in fit.items():
+            if isinstance(own := heats.get(name, []), str):
+                self.reasons[name] = f"it could not be timed: {own}"
+            else:
+                timed[name] = replace(each, heats=tuple(own))
+        return timed
 
 
-def _times(builds: Mapping[str, Build], golden: Golden) -> dict[str, float]:
-    """Give the median seconds of a run of each build, timed in turns."""
-    feeds = golden.feeds[0]
-    sessions = {precision: build.open() for precision, build in builds.items()}
-    subjects = {precision: Stopwatch(partial(session.run, feeds)) for precision, session in sessions.items()}
-    series = time_in_turns(subjects, SECONDS)
-    return {precision: float(np.median(times)) for precision, times in series.items() if not isinstance(times, str)}
+def decide(timed: Mapping[str, Candidate], first: str, budget: Budget, reasons: Mapping[str, str]) -> Choice:
+    """Choose among candidates of which each loses what it may: the fastest, where one is clearly faster than the first.
+
+    Where none is, the one that loses least. What is slower than the first is never chosen.
+    reasons: why others are no candidates. Raises: BudgetError where none keeps to size and latency.
+    """
+    over = dict(reasons)
+    fit: dict[str, Candidate] = {}
+    for name, each in timed.items():
+        reason = _misses(each, budget) or ("" if name == first else _slower(each, timed.get(first)))
+        if reason:
+            over[name] = reason
+        else:
+            fit[name] = each
+    if not fit:
+        raise BudgetError(
+            "no build keeps the budget: " + "; ".join(f"{name}: {reason}" for name, reason in over.items()),
+            "Allow more drop, size or latency, or give --calibration samples that are like what the model will see",
+        )
+    base = timed.get(first)
+    faster = {name: each for name, each in fit.items() if base is not None and name != first and _faster(each, base)}
+    if faster:
+        chosen = min(faster, key=lambda name: faster[name].seconds)
+    else:
+        chosen = min(fit, key=lambda name: (name != first, fit[name].drop, fit[name].seconds))
+    for name in fit:
+        if name != chosen:
+            over[name] = f"no faster than {chosen}, in turns on this machine"
+    mix = fit[chosen].mix
+    return Choice(fit[chosen].guarded, over, mix.why() if mix else ())
+
+
+def _too_large(each: Candidate, budget: Budget) -> bool:
+    return budget.size is not None and each.build.bytes > budget.size
+
+
+def _misses(each: Candidate, budget: Budget) -> str:
+    """Say which limit a build misses, or nothing."""
+    if _too_large(each, budget):
+        return f"it is {each.build.bytes:,} bytes, over {budget.size:,}"
+    if budget.latency is not None and each.seconds * 1e3 > budget.latency:
+        return f"it takes {each.seconds * 1e3:.3g} ms, over {budget.latency:g}"
+    return ""
+
+
+def _ratios(each: Candidate, base: Candidate) -> list[float]:
+    return [before / own for before, own in zip(base.heats, each.heats, strict=False)]  # one may have fallen behind
+
+
+def _slower(each: Candidate, base: Candidate | None) -> str:
+    """Say that a build is slower than the first one, or nothing."""
+    slower = base is not None and each.heats and float(np.median(_ratios(each, base))) < SLOWER
+    return "slower than the float build, in turns on this machine" if slower else ""
+
+
+def _faster(each: Candidate, base: Candidate) -> bool:
+    """Whether a build is faster than the first one in every heat, and clearly so in most."""
+    ratios = _ratios(each, base)
+    return bool(ratios) and min(ratios) > 1 and float(np.median(ratios)) > FASTER

@@ -5,32 +5,39 @@ source → load → Model → pipeline → Model → target.write → Build, hel
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polycast import targets as target_catalogue
+from polycast.calibrating.folder import cache_folder
+from polycast.calibrating.lint import lint
+from polycast.evaluating.budget import Budget, parse_size
 
 from . import verify as verifier
-from .auto import Choice, choose
+from .auto import Auto, Choice
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
 from .errors import InputError, PassError, PromiseError, RecipeError, ToolchainError, UnsupportedError
 from .golden import Agreement, Golden, agree, make_golden, own_rounding, rounding_tolerance
+from .guard import Guarded, guard
 from .load import load
+from .metrics import Metric, find
 from .model import Model
 from .passbase import Numerics, PassContext
 from .pipeline import Pipeline, Progress
-from .promise import Shares, count
 from .readme import readme
 from .recipe import Recipe
 from .reference import open_model
 from .samples import Samples, open_samples
+from .shares import Shares, count
 from .targetbase import Target
 
 if TYPE_CHECKING:
@@ -50,6 +57,12 @@ def compile(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     example_inputs: Any = None,
     keep: str | Path | None = None,
+    max_memory: str | int | None = None,
+    cache: str | Path | None = None,
+    max_drop: str | float | None = None,
+    max_size: str | int | None = None,
+    max_latency: str | float | None = None,
+    metrics: Sequence[str | Metric] = (),
     progress: Progress | None = None,
 ) -> list[Build]:
     """Compile one model for every target at every precision, each into ``out/<target>-<precision>``.
@@ -58,12 +71,20 @@ def compile(
     recipe, passes: a TOML file, or a pipeline's text form, in place of precision.
     calibration: what passes may look at, unlabelled. data: what the build is scored on; no pass ever sees it.
     shapes: fixed shape by input name. keep: a folder for the model after each pass.
+    max_memory: bytes, or "2GiB", that looking at the calibration samples may hold. cache: the folder where what was
+    seen of them is kept, so that it is looked at once; the user's own cache folder where None.
+    max_drop, max_size, max_latency, metrics: the budget of precision ``auto``, and what its drop is told by; as for
+    ``evaluate``.
 
     Returns: the builds, in the order of targets and then of precisions.
     Raises: PolycastError; what was written before it stays, and nothing half-written does.
     """
+    budget = Budget.parse(max_drop, max_size, max_latency)
+    wanted = tuple(find(metric) if isinstance(metric, str) else metric for metric in metrics)
     chosen = [target_catalogue.find(name) for name in _names(targets)]
     recipes = [_recipes(target, _names(precision), recipe, passes) for target in chosen]
+    if budget != Budget() and all(each is not None for list_of in recipes for each in list_of):
+        raise RecipeError("a budget is given, and nothing to choose by it", "-p auto chooses; polycast evaluate checks")
     _tell(progress, "load", 0)
     model = load(source, example_inputs=example_inputs, shapes=shapes)
     came_from = Path(model.origin.uri.removeprefix("hf:").partition("?")[0])
@@ -72,9 +93,21 @@ def compile(
     score = _samples(data, model, beside, progress)
     _tell(progress, "run the original", 0)
     golden = make_golden(model, calibrate or score, "calibration" if calibrate else "data")
-    line = Line(model, golden, count(model, golden.shapes), calibrate, Path(keep) if keep else None, progress)
+    line = Line(
+        model,
+        golden,
+        count(model, golden.shapes),
+        calibrate,
+        tuple(lint(calibrate, score)) if calibrate else (),
+        Path(keep) if keep else None,
+        None if max_memory is None else parse_size(max_memory),
+        Path(cache) if cache else cache_folder(),
+        progress,
+    )
     return [
-        line.auto(target, Path(out)) if each is None else line.cast(target, each, Path(out))
+        line.auto(target, Path(out), budget, score, wanted)
+        if each is None
+        else line.cast(target, line.guarded(target, each), Path(out))
         for target, list_of in zip(chosen, recipes, strict=True)
         for each in list_of
     ]
@@ -82,27 +115,44 @@ def compile(
 
 @dataclass(frozen=True)
 class Line:
-    """What the builds of one compile share."""
+    """What the builds of one compile share. lint: what is odd about the calibration samples."""
 
     model: Model
     golden: Golden
     before: Shares
     calibration: Samples | None = None
+    lint: tuple[str, ...] = ()
     keep: Path | None = None
+    max_memory: int | None = None
+    cache: Path | None = None
     progress: Progress | None = None
 
-    def cast(self, target: Target, recipe: Recipe, out: Path, chosen: Choice | None = None) -> Build:
+    def context(self, target: Target) -> PassContext:
+        """Give what passes for ``target`` may look at."""
+        return PassContext(
+            target.features, self.calibration, max_memory=self.max_memory, cache=self.cache, progress=self.progress
+        )
+
+    def guarded(self, target: Target, recipe: Recipe) -> Guarded:
+        """Give ``recipe`` with what it had better leave in float; one that the user wrote stays as it is written."""
+        if recipe.name not in target.precisions:
+            return Guarded(recipe)
+        return guard(self.model, recipe, Recipe.of(target, target.precisions[0]), self.context(target))
+
+    def cast(self, target: Target, guarded: Guarded, out: Path, chosen: Choice | None = None) -> Build:
         """Make one build: the passes, the promise, the target, the agreement with the original."""
         started = time.perf_counter()
+        recipe = guarded.recipe
         probe = target.probe()
         if not probe.build.yes:
             raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
         name = f"{str(target).replace(':', '-')}-{recipe.name}"
-        ctx = PassContext(target.features, self.calibration)
+        ctx = self.context(target)
         keep = self.keep / name if self.keep else None
         lowered = recipe.pipeline.run(self.model, ctx, keep=keep, progress=self.progress)
         after = count(lowered, self.golden.shapes)
-        recipe.promise.check(self.before, after, _reasons(lowered))
+        asked = count(lowered, self.golden.shapes, guarded.left_out) if guarded.left_out else after
+        recipe.promise.check(self.before, asked, _reasons(lowered))
         if problems := target.problems(lowered):
             raise UnsupportedError(f"{target} lacks what this model needs: {', '.join(problems)}")
         with whole_or_nothing(out / name) as folder:
@@ -112,22 +162,34 @@ class Line:
             deployed = set(written) - {"run.py"}
             names = [port.name for port in self.model.signature.outputs]
             kept = self.golden.write(folder / "golden.npz", names)
+            if guarded.sensitivity:
+                table = json.dumps(guarded.sensitivity.to_json(), indent=1)
+                (folder / "sensitivity.json").write_text(table, encoding="utf-8")
             (folder / "verify.py").write_bytes(Path(verifier.__file__).read_bytes())
             manifest: dict[str, Any] = {
                 "model": {"name": self.model.name, "origin": _origin(self.model), "digest": lowered.digest},
                 "target": str(target),
+                "features": sorted(target.features),
                 "evidence": probe.evidence if probe.run.yes else "not run",
                 "recipe": {"name": recipe.name, "pipeline": str(recipe.pipeline)},
-                "promise": {"asked": recipe.promise.asked(), "reached": after.to_json()},
+                "promise": {
+                    "asked": recipe.promise.asked(),
+                    "reached": after.to_json(),
+                    **({"kept": list(guarded.left_out)} if guarded.left_out else {}),
+                },
                 "signature": self.model.signature.to_json(),
                 "steps": spell_steps(lowered.history),
                 "runtime": runtime,
-                **({"auto": {"chosen": chosen.precision, "passed_over": chosen.passed_over}} if chosen else {}),
+                **({"auto": chosen.to_json()} if chosen else {}),
+                **({"guard": guarded.to_json()} if guarded.kept else {}),
+                **({"calibration": self._calibration()} if self.calibration else {}),
                 "golden": {"n": 0, "samples": self.golden.source, "tolerance": 0.0},
                 "agreement": {"n": 0, "not_run": self.golden.reason or probe.run.reason},
             }
             write_manifest(folder, manifest, deployed)
             if probe.run.yes:
+                if (kernels := target.kernels(folder)) is not None:
+                    runtime["kernels"] = dict(kernels)
                 _tell(self.progress, f"compare {name} with the original", 0)
                 found = agree_with(target, folder, self.golden, self.model)
                 agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
@@ -142,28 +204,29 @@ class Line:
         _tell(self.progress, f"wrote {name}", 1)
         return Build(out / name, open_build(out / name).manifest, time.perf_counter() - started)
 
-    def auto(self, target: Target, out: Path) -> Build:
-        """Make a build at every precision of ``target``, and keep the one that measuring chooses.
+    def _calibration(self) -> dict[str, Any]:
+        assert self.calibration is not None
+        return {"samples": len(self.calibration), "kind": self.calibration.kind, "lint": list(self.lint)}
 
-        Raises: RecipeError where nothing can be measured here.
+    def auto(
+        self, target: Target, out: Path, budget: Budget, score: Samples | None, metrics: Sequence[Metric]
+    ) -> Build:
+        """Make a build at every precision of ``target``, and a mix, and keep the one that measuring chooses.
+
+        Raises: RecipeError where nothing can be measured here; BudgetError where no build keeps the budget.
         """
         probe = target.probe()
         if not probe.run.yes or probe.evidence != "device" or not self.golden.feeds:
             reason = self.golden.reason or probe.run.reason
             raise RecipeError(f"-p auto chooses by measuring, and {target} cannot be measured here: {reason}")
-        builds: dict[str, Build] = {}
-        refused: dict[str, str] = {}
         with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
-            for precision in target.precisions:
-                try:
-                    builds[precision] = self.cast(target, Recipe.of(target, precision), Path(folder))
-                except (PromiseError, UnsupportedError) as error:
-                    if not builds:
-                        raise  # the first precision is the one to beat
-                    refused[precision] = error.message
-            _tell(self.progress, "time the candidates", 0)
-            chosen = choose(builds, refused, self.golden)
-        return self.cast(target, replace(Recipe.of(target, chosen.precision), name=AUTO), out, chosen)
+            cast = partial(self.cast, target, out=Path(folder))
+            samples = score or self.calibration
+            chosen = Auto(
+                target, self.model, self.golden, self.context(target), cast, samples, budget, metrics
+            ).choose()
+        named = replace(chosen.guarded, recipe=replace(chosen.guarded.recipe, name=AUTO))
+        return self.cast(target, named, out, chosen)
 
 
 def agree_with(target: Target, folder: Path, golden: Golden, model: Model) -> Agreement:

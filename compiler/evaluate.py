@@ -83,7 +83,7 @@ def evaluate(
     model = load(against)
     samples = _samples(data, model)
     bench = Bench(model, builds, samples, progress)
-    scores = score(bench.sessions, samples, wanted, lambda metrics: _check(budget, metrics), progress)
+    scores = score(bench.sessions, samples, wanted, progress)
     taken = bench.take(seconds)
     found = [_evaluation(bench, each, scores, taken, budget) for each in builds]
     return found[0] if given is not build else found
@@ -146,13 +146,6 @@ def _telling(metrics: Sequence[Metric]) -> Metric | None:
     return next((m for m in metrics if not m.compares or m.unit == "share"), None)
 
 
-def _check(budget: Budget, metrics: Sequence[Metric]) -> None:
-    """Raises: RecipeError where the telling metric does not have the unit of the budget."""
-    telling = _telling(metrics)
-    if budget.drop is not None and telling is not None:
-        budget.drop.allowed(1.0, telling.unit, telling.name)
-
-
 def _verdicts(
     budget: Budget,
     metrics: Sequence[Metric],
@@ -192,7 +185,7 @@ def _drop_verdict(
         return Verdict("max_drop", budget.drop.spelling, f"{metric.name} not run: {reason}", False)
     before = 1.0 if metric.compares else originals[metric.name].value
     drop = 1.0 - cell.value if metric.compares else differences[metric.name].drop
-    allowed = budget.drop.allowed(before, metric.unit, metric.name)
+    allowed = budget.drop.allowed(before, metric.unit)
     size = f"{abs(drop) * 100:.2f} pp" if metric.unit == "share" else f"{abs(drop):.4g} {metric.unit}"
     reached = f"{metric.name} is {size} {'worse' if drop >= 0 else 'better'}"
     # 1e-12: a drop of exactly the budget meets it, whatever the subtraction left in the last bit.
@@ -220,7 +213,7 @@ def _notes(
     spelt = f"{half * 100:.2g} pp" if first.unit == "share" else f"{half:.2g} {first.unit}"
     if first.n < SMALL:
         notes.append(f"small n: with {first.n:,} samples, a difference in {first.name} under {spelt} is noise")
-    if budget.drop is not None and half > budget.drop.allowed(originals[first.name].value, first.unit, first.name):
+    if budget.drop is not None and half > budget.drop.allowed(originals[first.name].value, first.unit):
         notes.append(f"the interval of {first.name} (±{spelt}) is wider than the budget of {budget.drop.spelling}")
     return tuple(notes)
 

@@ -1,4 +1,4 @@
-"""Profiling: the time that each op type takes in one run of an onnxruntime session."""
+"""Profiling: the time that each op type, and each node, takes in one run of an onnxruntime session."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 RUNS, WARM_UP = 10, 3
 
+#: What onnxruntime's profiler writes: an event a kernel, a run, and more.
+Trace = list[dict[str, Any]]
+
 
 @dataclass
 class ProfiledSession(CheckedSession):
@@ -30,6 +33,13 @@ class ProfiledSession(CheckedSession):
 
     def profile(self, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
         """Give the seconds of one run by op type; see ``polycast.targetbase.Profiling``."""
+        return median_by_op(self._trace(feeds))
+
+    def profile_nodes(self, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Give the seconds of one run by node; see ``polycast.targetbase.NodeProfiling``."""
+        return median_by_node(self._trace(feeds))
+
+    def _trace(self, feeds: Mapping[str, np.ndarray]) -> Trace:
         with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
 
             def switch_on(options: Any) -> None:
@@ -39,15 +49,27 @@ class ProfiledSession(CheckedSession):
             session = self.reopen(switch_on)
             for _ in range(WARM_UP + RUNS):
                 session.run(None, dict(feeds))
-            trace = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-        return median_by_op(trace)
+            trace: Trace = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        return trace
 
 
-def median_by_op(trace: list[dict[str, Any]]) -> dict[str, float]:
+def median_by_op(trace: Trace) -> dict[str, float]:
     """Sum the kernel times in a trace of onnxruntime by op type, run by run. Returns: medians in seconds.
 
     The first WARM_UP runs are left out. A fused kernel counts as the op that does its work: ``FusedConv`` as ``Conv``.
     """
+    return _medians(trace, lambda kernel: str(kernel["args"]["op_name"]).removeprefix("Fused"))
+
+
+def median_by_node(trace: Trace) -> dict[str, float]:
+    """Sum the kernel times in a trace of onnxruntime by the name of the node, as ``median_by_op`` does by op type.
+
+    Names are those of the graph that onnxruntime made of the model: what it fused or put in has names of its own.
+    """
+    return _medians(trace, lambda kernel: str(kernel["name"]).removesuffix("_kernel_time"))
+
+
+def _medians(trace: Trace, key: Callable[[dict[str, Any]], str]) -> dict[str, float]:
     runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in trace if e["name"] == "model_run")[WARM_UP:]
     kernels = [e for e in trace if e.get("cat") == "Node" and e["name"].endswith("_kernel_time")]
     own = _own_times(kernels)
@@ -55,11 +77,11 @@ def median_by_op(trace: list[dict[str, Any]]) -> dict[str, float]:
     for kernel, microseconds in zip(kernels, own, strict=True):
         for run, (start, end) in enumerate(runs):
             if start <= kernel["ts"] <= end:
-                sums[kernel["args"]["op_name"].removeprefix("Fused")][run] += microseconds * 1e-6
-    return {op: median(times) for op, times in sums.items()}
+                sums[key(kernel)][run] += microseconds * 1e-6
+    return {name: median(times) for name, times in sums.items()}
 
 
-def _own_times(kernels: list[dict[str, Any]]) -> list[float]:
+def _own_times(kernels: Trace) -> list[float]:
     """Take from each kernel's time that of the kernels inside it: an ``If`` or a ``Loop`` spans its subgraph."""
     own = [float(kernel["dur"]) for kernel in kernels]
     around: list[int] = []

@@ -1,4 +1,4 @@
-"""Progress on stderr: one bar on a terminal, nothing where stderr is a file."""
+"""Progress on stderr: one bar on a terminal, nothing where stderr is a file; and lines that stay, on either."""
 
 from __future__ import annotations
 
@@ -39,3 +39,10 @@ class Progress:
         """Say what is being done, and how much of it is done."""
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=stage, completed=done, total=total or None)
+
+    def say(self, line: str) -> None:
+        """Write a line that stays, above the bar where there is one."""
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=sys.stderr, flush=True)

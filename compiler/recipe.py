@@ -17,6 +17,12 @@ from .targetbase import Target
 PROMISES: Mapping[str, Promise] = {
     "fp32": Promise(),
     "fp16": Promise("fp16", weights=0.9, macs=0.9),
+    "int8": Promise("int8", weights=0.9, macs=0.9),
+    "int8-dynamic": Promise("int8", weights=0.9, macs=0.9),
+    "int8-weights": Promise("int8", weights=0.9),
+    "int4": Promise("int4", weights=0.9),
+    "int3": Promise("int3", weights=0.9),
+    "int2": Promise("int2", weights=0.9),
 }
 
 
@@ -35,6 +41,8 @@ class Recipe:
         Raises: RecipeError with the nearest spelling.
         """
         text = target.recipe(precision)
+        if precision in target.declined:
+            raise RecipeError(f"{target} has no {precision}: {target.declined[precision]}")
         if text is None:
             raise RecipeError.unknown(f"precision for {target}", precision, target.precisions)
         return cls(precision, Pipeline.parse(text), PROMISES.get(precision, Promise()))

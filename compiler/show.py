@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from polycast import passes, targets
+from polycast.data.feeds import listing
 
 from .build import Build, open_build, spell_steps
 from .compile import plan
@@ -107,6 +108,15 @@ def pass_table() -> list[dict[str, Any]]:
     ]
 
 
+def kernels_line(build: Build) -> str:
+    """Say how many of the kernels with weights run on integers, or nothing for a build that has no business to."""
+    kernels = build.manifest["runtime"].get("kernels")
+    if not kernels or not (kernels["integer"] or "int" in build.precision):
+        return ""
+    floats = f"; float: {listing(kernels['float'], 6)}" if kernels["float"] else ""
+    return f"{kernels['integer']} of {kernels['of']} with weights run on integers{floats}"
+
+
 def print_compiled(builds: Sequence[Build]) -> None:
     """Print what was built, a few lines each."""
     for build in builds:
@@ -117,6 +127,10 @@ def print_compiled(builds: Sequence[Build]) -> None:
         click.echo(f"  passes     {sites} sites, {skips} skipped (polycast show {build.path} says why)")
         click.echo(f"  promise    asked {_shares(build.promise['asked'])}; reached {_shares(build.promise['reached'])}")
         click.echo(f"  agreement  {agreement_line(build.agreement)}")
+        if kernels := kernels_line(build):
+            click.echo(f"  kernels    {kernels}")
+        for line in build.manifest.get("calibration", {}).get("lint", []):
+            click.echo(f"  samples    {line}")
         if auto := build.manifest.get("auto"):
             passed_over = "".join(f"; {precision}: {reason}" for precision, reason in auto["passed_over"].items())
             click.echo(f"  auto       {auto['chosen']}{passed_over}")

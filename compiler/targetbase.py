@@ -59,6 +59,15 @@ class Profiling(Protocol):
         ...
 
 
+@runtime_checkable
+class NodeProfiling(Protocol):
+    """A session that can say where its time goes, node by node. A runtime that cannot leaves it out."""
+
+    def profile_nodes(self, feeds: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Give the seconds that each node takes in one run, the median of several, by the name the runtime gives it."""
+        ...
+
+
 @dataclass
 class CheckedSession:
     """A session made of a plain function, which holds what it is given to the signature first.
@@ -110,6 +119,11 @@ class Target(ABC):
         """Give the pipeline text for ``precision``, or None where the target does not have that precision."""
 
     @property
+    def declined(self) -> Mapping[str, str]:
+        """Precisions that the field knows and this target gains nothing from, each with the reason."""
+        return {}
+
+    @property
     @abstractmethod
     def precisions(self) -> tuple[str, ...]:
         """Every precision that ``recipe`` knows."""
@@ -132,3 +146,11 @@ class Target(ABC):
         own_process: nothing else runs in this process, as where the build's own runner does. Only then may what holds
         for the whole process be set, such as the floating-point mode. A target that has nothing of the kind ignores it.
         """
+
+    def kernels(self, folder: Path) -> Mapping[str, Any] | None:
+        """Say which kernels the runtime really takes for the weights of a build, after its own optimization.
+
+        Returns: ``integer`` of ``of`` kernels multiply integers; ``ops`` by kernel; ``float``, the nodes that do not.
+        None where the runtime does not tell.
+        """
+        return None

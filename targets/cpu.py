@@ -14,40 +14,91 @@ from polycast.model import Model, Signature
 from polycast.profiling import ProfiledSession
 from polycast.targetbase import Probe, Target
 
-from . import _kernels
+from . import _integer_kernels, _kernels
 from . import _onnxruntime as ort
 
 _CLEAN = "clean | fold | clean"
 _FUSE = "fuse_conv_bn | fuse_gelu | fuse_layer_norm | fuse_rms_norm | fuse_rotary | fuse_attention | fuse_gemm"
 
+_FLOAT = f"{_CLEAN} | {_FUSE} | clean"
+
+#: What int8 finds no good range for, for lack of samples or because no one range suits it, is quantized as it runs.
+_INT8 = (
+    "pad_channels | int8(calibrate='minmax') | adaround | int8_dynamic(convolutions=True) | correct_bias"
+    " | quantize_embeddings"
+)
+
+#: Embeddings take no fewer than 4 bits: a table is looked up, not summed, so that nothing averages its error out.
+_TABLES = "quantize_embeddings(bits=4, block=32)"
+_EVERY = "tied=True, ops=('Conv', 'ConvTranspose', 'Gemm', 'MatMul')"
+
 _RECIPES = {
-    "fp32": f"{_CLEAN} | {_FUSE} | clean",
+    "fp32": _FLOAT,
     "fp16": f"{_CLEAN} | {_FUSE} | fp16 | clean",
+    "int8": f"{_FLOAT} | {_INT8} | clean",
+    "int8-dynamic": f"{_FLOAT} | int8_dynamic | quantize_embeddings | clean",
+    "int8-weights": f"{_FLOAT} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | clean",
+    "int4": f"{_FLOAT} | quantize_weights({_EVERY}) | {_TABLES} | clean",
+    "int3": f"{_FLOAT} | quantize_weights(bits=3, {_EVERY}) | {_TABLES} | clean",
+    "int2": f"{_FLOAT} | quantize_weights(bits=2, {_EVERY}) | {_TABLES} | clean",
 }
 
 #: onnxruntime's own SkipLayerNormalization and BiasGelu are slower on CPU than the two ops that each replaces:
 #: MiniLM, 1×128 tokens, ×0.95 with them and ×1.02 without. ``fuse_skip_norm`` is left out of the recipes likewise.
-_SESSION = {"optimization.disable_specified_optimizers": "SkipLayerNormFusion;BiasGeluFusion"}
+#: WeightBiasQuantization puts the float weights of a convolution between two quantized nodes on one int8 grid, on its
+#: own account: a layer that was kept in float for its accuracy is lost after all.
+_SESSION = {
+    "optimization.disable_specified_optimizers": "SkipLayerNormFusion;BiasGeluFusion;WeightBiasQuantization",
+}
 
 #: A masked softmax leaves denormals, each of which costs a CPU some hundred cycles wherever it is read again:
 #: stories260K, 1×64 tokens, ×1.5 with them and ×3.1 without.
 _OWN_PROCESS = {"session.set_denormal_as_zero": "1"}
 
 
+_FEATURES = frozenset(
+    {
+        "conv-blocks",
+        "dynamic-lstm",
+        "fp16",
+        "gather-nbits",
+        "integer-matmul",
+        "integer-matmul-to-float",
+        "matmul-nbits",
+        "qdq",
+        "skip-norm",
+    }
+)
+
+#: ``vnni``: x86 that adds products of uint8 and int8 in 32 bits. ``avx2``: x86 that adds pairs in 16 bits, which
+#: saturate, so that weights get 7 bits. (onnxruntime 1.32 has a session entry against that, ``x64quantprecision``: it
+#: refuses QDQ models whose weights share a zero point.)
+_ARCHES = ("vnni", "avx2")
+
+
 @dataclass(frozen=True)
 class Cpu(Target):
-    """Any CPU that onnxruntime has a wheel for. Builds hold plain ONNX and a short runner."""
+    """Any CPU that onnxruntime has a wheel for: one like this machine's, or the named kind of x86.
+
+    Builds hold plain ONNX and a short runner.
+    """
 
     name = "cpu"
 
     def __post_init__(self) -> None:
-        if self.arch:
-            raise RecipeError(f"unknown target 'cpu:{self.arch}'", "The cpu target takes no architecture: -t cpu")
+        if self.arch not in ("", *_ARCHES):
+            raise RecipeError.unknown("architecture of cpu", self.arch, _ARCHES)
 
     @property
     def features(self) -> frozenset[str]:
         """See ``Target``."""
-        return frozenset({"skip-norm", "fp16"})
+        exact = self.arch == "vnni" or (not self.arch and _adds_in_32_bits())
+        return _FEATURES | ({"u8s8-exact"} if exact else set())
+
+    @property
+    def declined(self) -> Mapping[str, str]:
+        """See ``Target``."""
+        return {"bf16": "onnxruntime's CPU kernels for convolutions and matrix products take no bfloat16"}
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -76,6 +127,21 @@ class Cpu(Target):
         """See ``Target``."""
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         return ort.open_build(folder, Signature.from_json(manifest["signature"]), own_process=own_process)
+
+    def kernels(self, folder: Path) -> Mapping[str, Any]:
+        """See ``Target``."""
+        return _integer_kernels.integer_kernels(folder)
+
+
+def _adds_in_32_bits() -> bool:
+    """Whether products of uint8 and int8 do not saturate here: with VNNI, and on every CPU that is no x86."""
+    if platform.machine().lower() not in ("x86_64", "amd64", "i686"):
+        return True
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_vnni", "avx_vnni"})
 
 
 def _cpu_name() -> str:

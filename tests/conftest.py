@@ -29,6 +29,12 @@ def pytest_configure() -> None:
         pytest.exit(problem, returncode=pytest.ExitCode.USAGE_ERROR)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep what tests look at out of the user's cache folder."""
+    os.environ["POLYCAST_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def zoo() -> Callable[[str], Path]:
     """Give the path of a file in the zoo of trained models, e.g. ``zoo("mnist/mnist.onnx")``; skip where it is absent.

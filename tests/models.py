@@ -43,6 +43,29 @@ def conv_net(path: Path, seed: int = 0) -> Path:
     return save(graph, path)
 
 
+def dense_net(path: Path, seed: int = 0) -> Path:
+    """Write flatten → gemm → relu → gemm; takes image: [batch, 1, 8, 8], gives logits: [batch, 10]."""
+    rng = np.random.default_rng(seed)
+
+    def weight(name: str, *shape: int) -> onnx.TensorProto:
+        return numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32) / 4, name)
+
+    nodes = [
+        helper.make_node("Flatten", ["image"], ["f"], "flatten"),
+        helper.make_node("Gemm", ["f", "v", "b"], ["h"], "hidden", transB=1),
+        helper.make_node("Relu", ["h"], ["r"], "relu"),
+        helper.make_node("Gemm", ["r", "w", "c"], ["logits"], "head", transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "dense_net",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 1, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 10])],
+        [weight("v", 96, 64), weight("b", 96), weight("w", 10, 96), weight("c", 10)],
+    )
+    return save(graph, path)
+
+
 def save(graph: onnx.GraphProto, path: Path, opset: int = 17) -> Path:
     """Check and write a model of the default domain."""
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)

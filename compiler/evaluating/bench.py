@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from polycast.build import Build
 from polycast.errors import ToolchainError, UnsupportedError
-from polycast.measure import Measurement, figures, time_in_turns
+from polycast.measure import Measurement, figures
 from polycast.model import Model
 from polycast.reference import open_original
 from polycast.samples import Samples
-from polycast.statistics import Array
 from polycast.targetbase import Session
 
 from .footprint import Footprint, medians, model_file
+from .race import HEATS, run_heats
 from .scoring import ORIGINAL
 from .worker import Opening, Worker, saved
 
@@ -23,8 +22,6 @@ Tell = Callable[[str, int, int], None]
 
 SPEEDS = ("latency", "latency_p90", "latency_p99", "throughput", "speedup")
 FOOTPRINT = ("memory", "load_time")
-#: Everything is opened anew so many times: where a session's memory happens to lie moves its time by a few per cent.
-HEATS = 3
 #: Below this speed-up it is said what costs the time.
 SLOWER = 0.97
 
@@ -93,16 +90,14 @@ def _race(
     """Time all in turns, in several heats of processes of their own; look where the time goes in what is slower."""
     found = {key: Taken() for key in openings}
     heats = []
-    for heat in range(HEATS):
-
-        def told(done: int, total: int, heat: int = heat) -> None:
-            tell(heat * total + done, HEATS * total)
-
-        heats.append(_heat(openings, seconds / HEATS, found, told))
+    for heat in run_heats(openings, seconds, tell, HEATS):
+        heats.append(heat.series)
+        for key, footprint in heat.footprints.items():
+            found[key].footprints.append(footprint)
     timed = figures(heats, ORIGINAL, rows)
     for key, taken in found.items():
         if len(taken.footprints) < HEATS:
-            reason = next(str(heat[key]) for heat in heats if isinstance(heat[key], str))
+            reason = next(str(series[key]) for series in heats if isinstance(series[key], str))
             taken.cells.update(dict.fromkeys((*SPEEDS, *FOOTPRINT), reason))
             continue
         timings = timed[key]
@@ -116,26 +111,6 @@ def _race(
         if isinstance(speedup, Measurement) and speedup.value < SLOWER:
             taken.costs = _costs(openings[key], openings[ORIGINAL])
     return found
-
-
-def _heat(
-    openings: Mapping[str, Opening], seconds: float, found: Mapping[str, Taken], tell: Callable[[int, int], None]
-) -> dict[str, Array | str]:
-    """Open all, one after another, and time them in turns; their footprints go to ``found``.
-
-    Returns: by session its seconds a run [rounds, timings], or why there are none.
-    """
-    series: dict[str, Array | str] = {}
-    with ExitStack() as open_workers:
-        workers: dict[str, Worker] = {}
-        for key, opening in openings.items():
-            try:
-                workers[key] = open_workers.enter_context(Worker(opening))
-            except ToolchainError as error:
-                series[key] = error.message
-            else:
-                found[key].footprints.append(workers[key].footprint)
-        return series | time_in_turns(workers, seconds, tell)
 
 
 def _costs(build: Opening, original: Opening) -> dict[str, float] | str:

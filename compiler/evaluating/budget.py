@@ -21,6 +21,7 @@ class Drop:
     """How much of the telling metric may be lost; ``spelling`` is the user's.
 
     kind: ``points`` of a share (0.01 is 1 pp), ``relative`` to the original's value, ``absolute`` in the metric's unit.
+    Points of what is no share are so many percent of the original's value: one budget then holds for any model.
     """
 
     amount: float
@@ -42,17 +43,10 @@ class Drop:
             return cls(amount / 100, "points", spelling)
         return cls(amount / 100, "relative", spelling) if match[2] == "%" else cls(amount, "absolute", spelling)
 
-    def allowed(self, before: float, unit: str, metric: str) -> float:
-        """Give the largest drop in the metric's unit, where the original has ``before``.
-
-        Raises: RecipeError for points of what is no share.
-        """
-        if self.kind == "points" and unit != "share":
-            raise RecipeError(
-                f"max drop {self.spelling} is in points, and {metric} is no share",
-                "Write 0.5% (of the original's value) or 0.01 (in the metric's own unit)",
-            )
-        return self.amount * abs(before) if self.kind == "relative" else self.amount
+    def allowed(self, before: float, unit: str) -> float:
+        """Give the largest drop in the metric's unit, where the original has ``before``."""
+        relative = self.kind == "relative" or (self.kind == "points" and unit != "share")
+        return self.amount * abs(before) if relative else self.amount
 
 
 @dataclass(frozen=True)

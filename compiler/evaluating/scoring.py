@@ -80,12 +80,10 @@ def score(
     sessions: Mapping[str, Session],
     samples: Samples,
     metrics: Sequence[Metric] = (),
-    ready: Callable[[Sequence[Metric]], None] = lambda metrics: None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Scores:
     """Run every sample through every session; the first is the original. Without ``metrics``, sensible ones are chosen.
 
-    ready: called with the metrics once they are known, before the work begins.
     Raises: InputError where the data is empty or a metric does not fit it.
     """
     original, *builds = sessions
@@ -93,10 +91,8 @@ def score(
     total = len(samples)
     for sample in samples:
         reference = sessions[original].run(sample.feeds)
-        if not scores.samples:
-            if not metrics:
-                scores.metrics, scores.reasons = choose(reference, sample, samples.kind)
-            ready(scores.metrics)
+        if not scores.samples and not metrics:
+            scores.metrics, scores.reasons = choose(reference, sample, samples.kind)
         outputs = {original: reference, **{name: sessions[name].run(sample.feeds) for name in builds}}
         for name, given in outputs.items():
             _check(given, reference, name, sample.name)

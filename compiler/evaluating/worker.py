@@ -21,7 +21,7 @@ import numpy as np
 from polycast.errors import PolycastError, ToolchainError
 from polycast.measure import Stopwatch
 from polycast.model import Signature
-from polycast.targetbase import Evidence, Profiling, Session
+from polycast.targetbase import Evidence, NodeProfiling, Profiling, Session
 
 from .footprint import Footprint, peak, reset_peak
 
@@ -117,6 +117,11 @@ class Worker:
         by_op: dict[str, float] | None = self._ask({"question": "profile"})["seconds"]
         return by_op
 
+    def profile_nodes(self) -> dict[str, float] | None:
+        """Give the seconds of one run by node, or None where the runtime does not tell."""
+        by_node: dict[str, float] | None = self._ask({"question": "profile_nodes"})["seconds"]
+        return by_node
+
     def _ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """Send one line and read one. Raises: ToolchainError when the process ends, or gives no answer."""
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -172,6 +177,8 @@ def serve() -> None:
                 answer(seconds=watch.warm_up())
             elif question["question"] == "time":
                 answer(seconds=watch.time(question["times"]))
+            elif question["question"] == "profile_nodes":
+                answer(seconds=session.profile_nodes(feeds) if isinstance(session, NodeProfiling) else None)
             else:
                 answer(seconds=session.profile(feeds) if isinstance(session, Profiling) else None)
     except PolycastError as error:

@@ -23,12 +23,12 @@ def test_sizes(text: str | int, size: int) -> None:
 def test_drops(text: str | float, kind: str, allowed: float) -> None:
     drop = Drop.parse(text)
     assert drop.kind == kind
-    assert drop.allowed(0.8, "share", "top1") == pytest.approx(allowed, rel=1e-12)
+    assert drop.allowed(0.8, "share") == pytest.approx(allowed, rel=1e-12)
 
 
-def test_points_are_for_shares() -> None:
-    with pytest.raises(RecipeError, match="max drop 1pp is in points, and perplexity is no share"):
-        Drop.parse("1pp").allowed(4.2, "ppl", "perplexity")
+def test_points_of_what_is_no_share_are_percent_of_it() -> None:
+    assert Drop.parse("1pp").allowed(4.2, "ppl") == pytest.approx(0.042, rel=1e-12)
+    assert Drop.parse("1pp").allowed(-4.2, "score") == pytest.approx(0.042, rel=1e-12)
 
 
 @pytest.mark.parametrize(
