@@ -4,6 +4,7 @@ model = polycast.load("model.onnx")
 [build] = polycast.compile(model, targets=["cpu"], precision="fp32", out="out")
 outputs = polycast.open_build("out/cpu-fp32").run({"input": array})
 evaluation = polycast.evaluate(build, against=model, data="test.npz")
+report = polycast.sweep(model, ["cpu"], ["fp32", "fp16"], data="test.npz", out="sweep")
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .pipeline import Pipeline
     from .report import Report
     from .samples import Sample, Samples, open_samples
+    from .sweep import sweep
     from .targetbase import Probe, Session, Target
 
 __version__ = "0.1.0"
@@ -62,6 +64,7 @@ _HOME = {
     "pipeline": ("Pipeline",),
     "report": ("Report",),
     "samples": ("Sample", "Samples", "open_samples"),
+    "sweep": ("sweep",),
     "targetbase": ("Probe", "Session", "Target"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -94,6 +97,7 @@ __all__ = [
     "load",
     "open_build",
     "open_samples",
+    "sweep",
 ]
 
 

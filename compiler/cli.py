@@ -64,6 +64,11 @@ def app(context: click.Context, debug: bool) -> None:
 @click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Fix the shape of an input.")
 @click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds land in DIR/<target>-<precision>.")
 @click.option("--keep", type=_PATH, metavar="DIR", help="Keep the model after each pass.")
+@click.option("--max-drop", metavar="X", help="Accuracy that -p auto may lose: 1pp, 0.5% or 0.01.")
+@click.option("--max-size", metavar="B", help="Largest size on disk for -p auto: 500KB, 2MiB.")
+@click.option("--max-latency", type=float, metavar="MS", help="Largest median latency in ms for -p auto.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="What tells the drop; as for evaluate.")
+@click.option("--max-memory", metavar="B", help="What looking at the calibration samples may hold: 2GiB.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def compile(
     model: str,
@@ -76,6 +81,11 @@ def compile(
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     out: Path,
     keep: Path | None,
+    max_drop: str | None,
+    max_size: str | None,
+    max_latency: float | None,
+    metrics: tuple[str, ...],
+    max_memory: str | None,
     as_json: bool,
 ) -> None:
     """Compile MODEL (an ONNX file, a Hugging Face folder or id) for one or more targets.
@@ -83,6 +93,7 @@ def compile(
     \b
     polycast compile model.onnx -t cpu -o out
     polycast compile model.onnx -t cpu -p fp32,fp16 --calibration c.npz --data test.npz -o out
+    polycast compile model.onnx -t cpu -p auto --calibration c.npz --data test.npz --max-drop 1pp -o out
     polycast compile ./bert-folder -t cpu --shape input_ids=1,128 -o out
     """
     from .compile import compile as run
@@ -100,6 +111,11 @@ def compile(
             data=data,
             shapes=dict(shapes),
             keep=keep,
+            max_drop=max_drop,
+            max_size=max_size,
+            max_latency=max_latency,
+            metrics=metrics,
+            max_memory=max_memory,
             progress=progress,
         )
     if as_json:
@@ -157,15 +173,84 @@ def evaluate(
 
 
 @app.command()
+@click.argument("model")
+@click.option("-t", "--target", default="cpu", show_default=True, metavar="T,…", help="Targets; see polycast targets.")
+@click.option("-p", "--precision", required=True, metavar="P,…", help="fp32, fp16, int8 …, auto.")
+@click.option("--calibration", type=_PATH, metavar="C", help="Unlabelled samples that passes may look at.")
+@click.option("--data", required=True, type=_PATH, metavar="V", help="Labelled samples; no pass sees them.")
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help="top1, sqnr … or module:function; repeatable.")
+@click.option("--max-drop", metavar="X", help="Accuracy that may be lost: 1pp, 0.5% or 0.01.")
+@click.option("--max-size", metavar="B", help="Largest size on disk: 500KB, 2MiB.")
+@click.option("--max-latency", type=float, metavar="MS", help="Largest median latency in ms.")
+@click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Fix the shape of an input.")
+@click.option("--max-memory", metavar="B", help="What looking at the calibration samples may hold: 2GiB.")
+@click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds and report land in DIR.")
+def sweep(
+    model: str,
+    target: str,
+    precision: str,
+    calibration: Path | None,
+    data: Path,
+    metrics: tuple[str, ...],
+    max_drop: str | None,
+    max_size: str | None,
+    max_latency: float | None,
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    max_memory: str | None,
+    out: Path,
+) -> None:
+    """Build and evaluate MODEL for every target at every precision, and write one report: DIR/report.html.
+
+    What is done is kept: a second run does nothing, an interrupted one goes on. Exit status 3 when a budget is missed.
+
+    \b
+    polycast sweep model.onnx -t cpu -p fp32,fp16,int8,auto --calibration c.npz --data test.npz -o out
+    polycast sweep model.onnx -p int8,int4 --calibration c.npz --data test.npz --max-drop 1pp -o out
+    """
+    from .sweep import FILES
+    from .sweep import sweep as run
+
+    with _progress() as progress:
+        report = run(
+            model,
+            target,
+            precision,
+            data=data,
+            out=out,
+            calibration=calibration,
+            metrics=metrics,
+            max_drop=max_drop,
+            max_size=max_size,
+            max_latency=max_latency,
+            shapes=dict(shapes),
+            max_memory=max_memory,
+            progress=progress,
+            say=progress.say,
+        )
+        progress.say(f"report: {out / FILES['html']}")
+    click.echo(report.render("table", color=True), nl=False)
+    missed = [f"{each.build}: {line}" for each in report.evaluations for line in each.missed]
+    missed += [f"{each.name}: {each.reason}" for each in report.refused if each.kind == BudgetError.__name__]
+    if missed:
+        raise BudgetError("budget missed: " + "; ".join(missed))
+
+
+@app.command()
 @click.argument("sources", nargs=-1, required=True, type=_PATH, metavar="DIR_OR_JSON…")
-@click.option("--format", "form", type=click.Choice(["table", "md", "json", "csv"]), default="table", show_default=True)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "md", "json", "csv", "html"]),
+    default="table",
+    show_default=True,
+)
 @click.option("-o", "--out", type=_PATH, metavar="F", help="Write to a file instead of stdout.")
 def report(sources: tuple[Path, ...], form: str, out: Path | None) -> None:
     """Print evaluations (files of evaluate --json) and builds (folders) side by side.
 
     \b
     polycast report e.json
-    polycast report out --format md -o report.md
+    polycast report out --format html -o report.html
     """
     from .report import Report
 

@@ -102,7 +102,7 @@ def test_passes_and_targets_are_listed(here, capsys):
     assert json.loads(capsys.readouterr().out)[0]["run"]["yes"] is True
 
 
-@pytest.mark.parametrize("name", ["compile", "evaluate", "report", "verify", "targets", "passes", "show"])
+@pytest.mark.parametrize("name", ["compile", "evaluate", "sweep", "report", "verify", "targets", "passes", "show"])
 def test_every_command_has_help_with_an_example(name, capsys):
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out

@@ -18,31 +18,35 @@ PACKAGES = {"compiler": "polycast", "passes": "polycast.passes", "targets": "pol
 
 #: A module imports modules of the rows above its own, and no other. A new file takes its place in a row.
 RANKS = (
-    ("errors", "progress", "readme", "statistics", "verify"),
+    ("commands", "errors", "progress", "readme", "statistics", "verify"),
     ("model", "plugins"),
-    ("reading", "promise", "seeded", "targetbase"),
-    ("profiling",),
+    ("reading", "shares", "seeded", "targetbase"),
+    ("profiling", "promise"),
     ("data", "measure", "reference", "load"),
     ("samples",),
-    ("golden", "outputs", "passbase"),
+    ("fingerprint", "golden", "outputs", "passbase"),
+    ("calibrating",),
     ("passes", "targets", "metrics"),
     ("build", "pipeline"),
-    ("auto", "recipe"),
+    ("assignment", "evaluating", "recipe", "sensitivity"),
+    ("guard", "op_times"),
+    ("layer_costs", "mixed"),
+    ("auto",),
     ("compile",),
-    ("evaluating",),
-    ("evaluate", "rendering", "show"),
-    ("report", "sweep"),
+    ("evaluate", "kept", "rendering", "show"),
+    ("report",),
+    ("sweep",),
     ("__init__",),
     ("cli",),
     ("__main__",),
 )
 #: What lies in one folder has one place; inside it Python itself refuses a circle.
-FOLDERS = ("data", "evaluating", "passes", "reading", "rendering", "targets")
+FOLDERS = ("calibrating", "data", "evaluating", "passes", "reading", "rendering", "targets")
 RANK = {name: row for row, names in enumerate(RANKS) for name in names}
 
 HEAVY = {
-    "matplotlib", "onnxruntime", "onnxscript", "openvino", "optimum", "PIL", "rich", "sklearn", "tokenizers", "torch",
-    "transformers", "tvm",
+    "matplotlib", "onnxruntime", "onnxscript", "openvino", "optimum", "PIL", "rich", "scipy", "sklearn", "tokenizers",
+    "torch", "transformers", "tvm",
 }  # fmt: skip
 NOT_FOR_HELP = HEAVY | {"numpy", "onnx", "onnx_ir", "ml_dtypes"}
 

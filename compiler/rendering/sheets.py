@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import isinf
 from typing import Any
 
 from polycast.evaluating.evaluation import Evaluation
+from polycast.evaluating.refused import Refused
 from polycast.evaluating.scoring import Difference
 from polycast.measure import Measurement
 
@@ -20,11 +22,14 @@ _RANKS = ("size", "telling", "latency", "agreement", "memory", "load_time", "met
 
 _UNITS = {"share": "%", "cos": "", "abs": "", "ppl": "", "rho": "ρ", "nat": "nat"}
 
-_SELF = Cell("itself")
+_SELF, _NONE = Cell("itself"), Cell("–")
 
 
-def sheet(evaluations: Sequence[Evaluation]) -> Sheet:
-    """Lay out evaluations against one original: a row for it, where it was measured, and one for each of them."""
+def sheet(evaluations: Sequence[Evaluation], refused: Sequence[Refused] = ()) -> Sheet:
+    """Lay out evaluations against one original: a row for it, where it was measured, and one for each of them.
+
+    refused: builds that are not there; their rows come last, and their reasons below.
+    """
     first = next((e for e in evaluations if e.n), evaluations[0])
     metrics = _metrics(evaluations)
     telling = next((m for m in metrics if any(m in e.differences for e in evaluations)), None)
@@ -38,9 +43,18 @@ def sheet(evaluations: Sequence[Evaluation]) -> Sheet:
     ]
     title = f"{first.against}"
     title += f" on {first.data}, {first.n:,} sample{'s' * (first.n != 1)}" if first.n else ", not evaluated"
-    return Sheet(
-        title, _identity(evaluations), tuple(columns), tuple(_notes(evaluations)), tuple(_warnings(evaluations))
-    )
+    identity = [
+        replace(column, cells=(*column.cells, *map(Cell, words)))
+        for column, words in zip(_identity(evaluations), _identities(refused), strict=True)
+    ]
+    columns = [replace(column, cells=(*column.cells, *[_NONE] * len(refused))) for column in columns]
+    warnings = (*map(str, refused), *_warnings(evaluations))
+    return Sheet(title, tuple(identity), tuple(columns), tuple(_notes(evaluations)), warnings)
+
+
+def _identities(refused: Sequence[Refused]) -> list[list[str]]:
+    """Give targets, precisions and, where others have their evidence, the word for none."""
+    return [[each.target for each in refused], [each.precision for each in refused], ["refused"] * len(refused)]
 
 
 def evidence_of(evaluation: Evaluation) -> str:
@@ -191,9 +205,19 @@ def _missing(reason: Measurement | str) -> Cell:
     return Cell(reason=str(reason))
 
 
+def met_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Say which budgets are met."""
+    return [f"{e.build} meets its budget: {verdict}" for e in evaluations for verdict in e.budgets if verdict.met]
+
+
+def missed_lines(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Say which budgets are missed."""
+    return [f"{e.build} misses its budget: {verdict}" for e in evaluations for verdict in e.missed]
+
+
 def _warnings(evaluations: Sequence[Evaluation]) -> list[str]:
     """Say aloud which builds miss a budget, and which are slower than the original."""
-    lines = [f"{e.build} misses its budget: {verdict}" for e in evaluations for verdict in e.missed]
+    lines = missed_lines(evaluations)
     for evaluation in evaluations:
         speedup = evaluation.measurements.get("speedup")
         # Only where the whole interval says so: a tie is not called slower.
@@ -220,13 +244,15 @@ def costs_text(costs: Mapping[str, float] | str) -> str:
 
 def _notes(evaluations: Sequence[Evaluation]) -> list[str]:
     """Say once what holds for every build, and of which build the rest is."""
-    lines = [f"{e.build} meets its budget: {verdict}" for e in evaluations for verdict in e.budgets if verdict.met]
+    lines = met_lines(evaluations)
     whose: dict[str, list[str]] = {}
     for evaluation in evaluations:
         for note in evaluation.notes:
             whose.setdefault(note, []).append(evaluation.build.name)
     for note, names in whose.items():
         lines.append(note if len(names) == len(evaluations) else f"{', '.join(names)}: {note}")
+    if len({e.baseline["latency"].value for e in evaluations if "latency" in e.baseline}) > 1:
+        lines.append("each build was timed in turns with the original alone: between builds, compare speed-ups")
     if any(e.differences for e in evaluations):
         lines.append("[low, high] is a 95 % interval of the change, paired on the same samples")
     return lines
