@@ -26,7 +26,6 @@ ALPHAS = tuple(step / 10 for step in range(11))
 #: Bytes of the matrices that are observed at a time; more groups than these hold take another pass over the samples.
 HELD = 1 << 29
 
-
 #: Node metadata of a layer whose scaling was decided, with the reason where it was left: a second run decides the same.
 _DONE = "polycast.awq"
 
@@ -110,26 +109,13 @@ class Awq(Pass):
         if len(grams) < 2:
             return "the calibration samples show too little of what it reads"
         weights = [w[0, :, :, 0] for node in group.nodes if (w := as_matrix(node)) is not None]
-        factor, reason = self._search(group, weights, *grams)
-        return group.absorb(factor) if (factor != 1).any() else reason
-
-    def _search(
-        self, group: Group, weights: Sequence[np.ndarray], gram: np.ndarray, judge: np.ndarray
-    ) -> tuple[np.ndarray, str]:
-        """Find the factor of each channel; give the reason as well why it goes no further.
-
-        It goes on from what was found until nothing is gained, so that a second run of the pass has nothing to find.
-        """
-        factor = np.ones(group.channels)
-        while True:
-            power = np.diag(gram + judge) / np.square(factor)
-            tried = {alpha: factor * _factors(group, power, alpha) for alpha in ALPHAS}
-            alpha = min(ALPHAS, key=lambda each: self._loss(weights, gram, tried[each]))
-            before, after = (self._loss(weights, judge, each) for each in (factor, tried[alpha]))
-            if not after <= before * (1 - self.margin):
-                change = f"from {before:.3g} to {after:.3g}, not down by {self.margin:.0%}"
-                return factor, f"scaling with alpha {alpha:g} brings the squared error of its layers {change}"
-            factor = tried[alpha]
+        factors = {alpha: _factors(group, np.diag(grams[0] + grams[1]), alpha) for alpha in ALPHAS}
+        alpha = min(ALPHAS, key=lambda each: self._loss(weights, grams[0], factors[each]))
+        before, after = (self._loss(weights, grams[1], factors[each]) for each in (0.0, alpha))
+        if not after <= before * (1 - self.margin):
+            change = f"from {before:.3g} to {after:.3g}, not down by {self.margin:.0%}"
+            return f"scaling with alpha {alpha:g} brings the squared error of its layers {change}"
+        return group.absorb(factors[alpha])
 
     def _loss(self, weights: Sequence[np.ndarray], gram: np.ndarray, factor: np.ndarray) -> float:
         """Give the squared error of what layers give once their ``weights: [K, N]``, scaled, are rounded."""

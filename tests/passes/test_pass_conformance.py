@@ -199,10 +199,16 @@ def test_keeps_the_contract_and_acts_on_a_real_model(kind: type[Pass], bench: Be
     pytest.fail(f"{kind.name()} never fires: no site in {', '.join(tried)}")
 
 
+#: Where the samples take a quantizing pass minutes, each time again.
+LARGE = ("fastestdet", "mobilenet025", "minilm", "superres", "vww")
+
+
 @pytest.mark.slow
 @each_pass()
 def test_keeps_the_contract_on_every_real_model(kind: type[Pass], bench: Bench) -> None:
     for subject in bench:
+        if kind.__module__.split(".")[-2] == "quantization" and subject.name in LARGE:
+            continue
         check_contract(kind(), bench.before(kind, subject), bench.original(kind, subject), subject)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
-
 import numpy as np
 import pytest
-from repairs import Feeds, model, normal, reasons, run, through, weight, zoo_samples
+from repairs import Feeds, model, normal, reasons, run, through, weight
 
-from polycast.load import load
 from polycast.model import Model
 from polycast.passbase import PassContext
 from polycast.passes.quantization.awq import Awq
@@ -78,7 +74,10 @@ def test_second_run_finds_nothing() -> None:
     once = through(model(BODY, WEIGHTS), Awq(), samples=SEEN)
     twice = through(once, Awq(), samples=SEEN)
     assert once.history[-1].sites == 1 and twice.history[-1].sites == 0
-    assert "squared error of its layers" in reasons(twice)["MatMul_1"]
+    even = model(BODY, WEIGHTS | {"scale": np.ones(K, np.float32), "shift": np.zeros(K, np.float32)})
+    left = through(even, Awq(), samples=SEEN)
+    again = through(left, Awq(), samples=SEEN)
+    assert left.history[-1].sites == again.history[-1].sites == 0 and reasons(left) == reasons(again)
 
 
 def test_even_channels_are_left_and_the_figures_are_given() -> None:
@@ -123,13 +122,3 @@ def test_layers_that_are_kept_and_convolutions_stay_without_a_word() -> None:
 def test_a_wrong_parameter_is_named(text: str) -> None:
     with pytest.raises(Exception, match=text.partition("=")[0]):
         parse_pass(f"awq({text})")
-
-
-@pytest.mark.slow
-def test_a_language_model_is_the_same_in_float(zoo: Callable[[str], Path]) -> None:
-    before = load(zoo("lm/stories260K.onnx"))
-    samples = zoo_samples(zoo("evals.py"), "stories260K")
-    after = through(before, Awq(), samples=samples[:16])
-    assert after.history[-1].sites > 5
-    for (wanted,), (found,) in zip(run(before, samples[16:20]), run(after, samples[16:20]), strict=True):
-        assert np.abs(found - wanted).max() < 1e-5 * np.abs(wanted).max()
