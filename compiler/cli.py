@@ -57,6 +57,7 @@ def app(context: click.Context, debug: bool) -> None:
 @click.argument("model")
 @click.option("-t", "--target", default="cpu", show_default=True, metavar="T,…", help="Targets; see polycast targets.")
 @click.option("-p", "--precision", default="fp32", show_default=True, metavar="P,…", help="fp32, fp16 … or auto.")
+@click.option("--runtime", default="", metavar="R", help="What executes the builds; in short: -t cuda:sm_90@R.")
 @click.option("--recipe", type=_PATH, metavar="F.toml", help="A recipe of your own in place of -p.")
 @click.option("--passes", metavar="TEXT", help='A pipeline in place of -p: "clean | fuse_gelu".')
 @click.option("--calibration", type=_PATH, metavar="C", help="Unlabelled samples that passes may look at.")
@@ -74,6 +75,7 @@ def compile(
     model: str,
     target: str,
     precision: str,
+    runtime: str,
     recipe: Path | None,
     passes: str | None,
     calibration: Path | None,
@@ -110,6 +112,7 @@ def compile(
             calibration=calibration,
             data=data,
             shapes=dict(shapes),
+            runtime=runtime,
             keep=keep,
             max_drop=max_drop,
             max_size=max_size,

@@ -55,6 +55,7 @@ def compile(
     calibration: str | Path | Samples | None = None,
     data: str | Path | Samples | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    runtime: str = "",
     example_inputs: Any = None,
     keep: str | Path | None = None,
     max_memory: str | int | None = None,
@@ -70,7 +71,8 @@ def compile(
     source: what ``load`` takes. targets, precision: names, or one text with commas.
     recipe, passes: a TOML file, or a pipeline's text form, in place of precision.
     calibration: what passes may look at, unlabelled. data: what the build is scored on; no pass ever sees it.
-    shapes: fixed shape by input name. keep: a folder for the model after each pass.
+    shapes: fixed shape by input name. runtime: what executes the builds, where a target has several.
+    keep: a folder for the model after each pass.
     max_memory: bytes, or "2GiB", that looking at the calibration samples may hold. cache: the folder where what was
     seen of them is kept, so that it is looked at once; the user's own cache folder where None.
     max_drop, max_size, max_latency, metrics: the budget of precision ``auto``, and what its drop is told by; as for
@@ -81,7 +83,7 @@ def compile(
     """
     budget = Budget.parse(max_drop, max_size, max_latency)
     wanted = tuple(find(metric) if isinstance(metric, str) else metric for metric in metrics)
-    chosen = [target_catalogue.find(name) for name in _names(targets)]
+    chosen = [target_catalogue.find(name, runtime) for name in _names(targets)]
     recipes = [_recipes(target, _names(precision), recipe, passes) for target in chosen]
     if budget != Budget() and all(each is not None for list_of in recipes for each in list_of):
         raise RecipeError("a budget is given, and nothing to choose by it", "-p auto chooses; polycast evaluate checks")
@@ -146,7 +148,7 @@ class Line:
         probe = target.probe()
         if not probe.build.yes:
             raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
-        name = f"{str(target).replace(':', '-')}-{recipe.name}"
+        name = f"{target.label}-{recipe.name}"
         ctx = self.context(target)
         keep = self.keep / name if self.keep else None
         lowered = recipe.pipeline.run(self.model, ctx, keep=keep, progress=self.progress)

@@ -132,7 +132,7 @@ class _Asked:
 
     @property
     def name(self) -> str:
-        return f"{str(self.target).replace(':', '-')}-{self.precision}"
+        return f"{self.target.label}-{self.precision}"
 
     @property
     def recipes(self) -> list[Recipe]:

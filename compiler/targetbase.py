@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from .errors import InputError
+from .errors import InputError, RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,13 +97,34 @@ class CheckedSession:
 
 @dataclass(frozen=True)
 class Target(ABC):
-    """A kind of hardware that a build is for. ``arch`` is what follows the colon of its name: ``cuda:sm_90``."""
+    """A kind of hardware that a build is for, and what executes it there: ``cuda:sm_90``, ``cuda:sm_90@onnxruntime``.
+
+    arch: what follows the colon. runtime: what follows the @, one of ``runtimes``; empty for the first of them.
+    """
 
     name: ClassVar[str]
+    runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     arch: str = ""
+    runtime: str = ""
+
+    def __post_init__(self) -> None:
+        if self.runtime not in ("", *self.runtimes):
+            raise RecipeError.unknown(f"runtime of {self.name}", self.runtime, self.runtimes)
+        if self.runtime == self.runtimes[0]:
+            object.__setattr__(self, "runtime", "")  # one spelling for one thing
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.arch}" if self.arch else self.name
+        return self.name + (f":{self.arch}" if self.arch else "") + (f"@{self.runtime}" if self.runtime else "")
+
+    @property
+    def executor(self) -> str:
+        """The runtime that executes the builds, by name."""
+        return self.runtime or self.runtimes[0]
+
+    @property
+    def label(self) -> str:
+        """The spelling as part of a file name: ``cuda-sm_90``."""
+        return str(self).replace(":", "-").replace("@", "-")
 
     @property
     @abstractmethod

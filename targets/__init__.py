@@ -19,13 +19,15 @@ def catalogue() -> dict[str, type[Target]]:
     return discover(sys.modules[__name__], Target, "polycast.targets")  # type: ignore[type-abstract]
 
 
-def find(spelling: str) -> Target:
-    """Give the target that ``spelling`` names, e.g. ``cpu`` or ``cuda:sm_90``.
+def find(spelling: str, runtime: str = "") -> Target:
+    """Give the target that ``spelling`` names: ``cpu``, ``cuda:sm_90``, ``cuda:sm_90@onnxruntime``.
 
+    runtime: what executes the builds where the spelling names none; empty for the target's own choice.
     Raises: RecipeError with the nearest spelling.
     """
-    name, _, arch = spelling.partition(":")
+    kind, at, named = spelling.partition("@")
+    name, _, arch = kind.partition(":")
     known = catalogue()
     if name not in known:
         raise RecipeError.unknown("target", name, known)
-    return known[name](arch=arch)
+    return known[name](arch=arch, runtime=named if at else runtime)

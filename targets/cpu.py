@@ -86,6 +86,7 @@ class Cpu(Target):
     name = "cpu"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.arch not in ("", *_ARCHES):
             raise RecipeError.unknown("architecture of cpu", self.arch, _ARCHES)
 

@@ -21,20 +21,26 @@ from models import dense_net
 from onnx import TensorProto, helper
 
 import polycast
-from polycast.errors import PromiseError
+from polycast.errors import PromiseError, RecipeError
 from polycast.model import Model, Origin
 from polycast.pipeline import Pipeline
 from polycast.targetbase import Probe, Target
 from polycast.targets import catalogue, find
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits"
-TARGETS = {name: kind for name, kind in catalogue().items() if kind.__module__.startswith("polycast.")}
-BUILDS = [(name, precision) for name, kind in TARGETS.items() for precision in kind().precisions]
+KINDS = {name: kind for name, kind in catalogue().items() if kind.__module__.startswith("polycast.")}
+TARGETS = {str(each): each for kind in KINDS.values() for runtime in kind.runtimes for each in [kind(runtime=runtime)]}
+BUILDS = [(name, precision) for name, target in TARGETS.items() for precision in target.precisions]
 LIBRARIES = ("matplotlib", "onnxruntime", "openvino", "optimum", "PIL", "torch", "transformers", "tvm")
 
 
+def each_kind() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+
+
 def each_target() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("kind", TARGETS.values(), ids=TARGETS.keys())
+    """Every target with every runtime that it has."""
+    return pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 
 
 def each_build() -> pytest.MarkDecorator:
@@ -44,12 +50,12 @@ def each_build() -> pytest.MarkDecorator:
 # What a target says.
 
 
-@each_target()
+@each_kind()
 def test_file_or_folder_has_the_name_of_the_target(kind: type[Target]) -> None:
     assert kind.__module__.removeprefix("polycast.targets.").partition(".")[0] == kind.name
 
 
-@each_target()
+@each_kind()
 def test_importing_it_imports_no_runtime(kind: type[Target]) -> None:
     code = f"import sys, {kind.__module__}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
@@ -57,15 +63,15 @@ def test_importing_it_imports_no_runtime(kind: type[Target]) -> None:
 
 
 @each_target()
-def test_probe_answers_with_reasons(kind: type[Target]) -> None:
-    probe = kind().probe()
+def test_probe_answers_with_reasons(target: Target) -> None:
+    probe = target.probe()
     assert isinstance(probe, Probe)
     for answer in (probe.build, probe.run):
         assert answer.reason
         assert answer.yes or answer.mend, "say what mends it"
 
 
-@each_target()
+@each_kind()
 def test_probe_answers_where_nothing_is_installed(kind: type[Target]) -> None:
     code = (
         f"import sys\nfor name in {LIBRARIES}: sys.modules[name] = None\n"
@@ -76,8 +82,7 @@ def test_probe_answers_where_nothing_is_installed(kind: type[Target]) -> None:
 
 
 @each_target()
-def test_every_precision_has_a_recipe_that_parses(kind: type[Target]) -> None:
-    target = kind()
+def test_every_precision_has_a_recipe_that_parses(target: Target) -> None:
     assert find(str(target)) == target
     for precision in target.precisions:
         text = target.recipe(precision)
@@ -86,7 +91,15 @@ def test_every_precision_has_a_recipe_that_parses(kind: type[Target]) -> None:
 
 
 @each_target()
-def test_problems_names_every_unsupported_op_at_once(kind: type[Target]) -> None:
+def test_spelling_names_the_runtime_unless_it_is_the_first(target: Target) -> None:
+    assert find(str(target).partition("@")[0], target.executor) == target
+    assert str(target).endswith(f"@{target.executor}") is (target.executor != target.runtimes[0])
+    with pytest.raises(RecipeError, match=f"unknown runtime of {target.name} 'abacus'"):
+        find(target.name, "abacus")
+
+
+@each_target()
+def test_problems_names_every_unsupported_op_at_once(target: Target) -> None:
     x = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [2]) for name in "xy"]
     nodes = [
         helper.make_node("Zeta", ["x"], ["z"], domain="unheard.of"),
@@ -94,7 +107,7 @@ def test_problems_names_every_unsupported_op_at_once(kind: type[Target]) -> None
     ]
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("unheard.of", 1)]
     proto = helper.make_model(helper.make_graph(nodes, "odd", x[:1], x[1:]), opset_imports=opsets)
-    problems = kind().problems(Model("odd", ir.from_proto(proto), Origin("odd.onnx", "")))
+    problems = target.problems(Model("odd", ir.from_proto(proto), Origin("odd.onnx", "")))
     assert list(problems) == sorted(problems)
     assert all(any(op in problem for problem in problems) for op in ("Alpha", "Zeta"))
 
@@ -125,7 +138,7 @@ def cast(out: Path, target: str, precision: str, model: Path | None = None) -> P
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of one build; the test is skipped with the probe's reason where it cannot be built."""
     target, precision = request.param
-    probe = TARGETS[target]().probe()
+    probe = TARGETS[target].probe()
     if not probe.build.yes:
         pytest.skip(f"{target} cannot be built here: {probe.build.reason}")
     return cast(tmp_path_factory.mktemp("builds"), target, precision)
@@ -142,7 +155,7 @@ def needs_to_run(folder: Path) -> None:
 @each_build()
 def test_build_reloads(built: Path) -> None:
     build = polycast.open_build(built)
-    assert build.name == built.name == f"{build.target.replace(':', '-')}-{build.precision}"
+    assert build.name == built.name == f"{find(build.target).label}-{build.precision}"
     manifest = json.loads((built / "manifest.json").read_text())
     assert json.loads(json.dumps(build.signature.to_json())) == manifest["signature"]
     assert build.promise.keys() == {"asked", "reached"}
