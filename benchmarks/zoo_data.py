@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,8 @@ import subjects
 #: What tells the drop, where the labels alone do not say so.
 METRICS = {"superres": "zoo_data:psnr", "fastestdet": "zoo_data:recall", "silero_op15": "zoo_data:voice"}
 
-#: Subjects that are scored on texts and pairs, which the calibration rows stand in for.
-_UNLABELLED = ("minilm", "stories260K")
+#: What is scored on a text, which the calibration rows stand in for.
+_UNLABELLED = ("stories260K",)
 
 
 def psnr(outputs: list[np.ndarray], label: np.ndarray, feeds: subjects.Feeds) -> float:
@@ -57,6 +58,8 @@ def write(subject: str, zoo: Path, folder: Path) -> str | None:
     spec.loader.exec_module(evals)
     seen: list[subjects.Feeds] = []
     evals.SUB[subject][1](_recorder(evals, subject, seen))
+    if subject == "minilm":
+        seen = [_joined(first, second) for first, second in zip(seen[::2], seen[1::2], strict=True)]
     for number, (feeds, label) in enumerate(zip(seen, _labels(evals, subject, zoo), strict=False)):
         np.savez(folder / f"{number:05d}.npz", label=label, **feeds)
     return METRICS.get(subject, "")
@@ -71,6 +74,13 @@ def _recorder(evals: Any, subject: str, seen: list[subjects.Feeds]) -> Any:
         return run(feeds)
 
     return recorded
+
+
+def _joined(first: subjects.Feeds, second: subjects.Feeds) -> subjects.Feeds:
+    """Put two sentences into one batch; the shorter one is padded, and its mask says so."""
+    length = max(feeds["input_ids"].shape[1] for feeds in (first, second))
+    padded = [{k: np.pad(a, ((0, 0), (0, length - a.shape[1]))) for k, a in feeds.items()} for feeds in (first, second)]
+    return {name: np.concatenate([feeds[name] for feeds in padded]) for name in first}
 
 
 def _labels(evals: Any, subject: str, zoo: Path) -> list[np.ndarray]:
@@ -89,6 +99,10 @@ def _labels(evals: Any, subject: str, zoo: Path) -> list[np.ndarray]:
     if subject == "mobilenet025":  # its class 0 is the background
         files = sorted((zoo / "imagenet" / "test").glob("*.jpg"))
         return [np.array([int(file.name[:4]) + 1]) for file in files]
+    if subject == "minilm":
+        [file] = sorted((zoo / "sts").glob("*.csv"))
+        with file.open(encoding="utf8", newline="") as rows:
+            return [np.array([float(row[2])], np.float32) for row in csv.reader(rows)]
     places = {
         "mnist_cnn": ["mnist/test.npz"],
         "kws": ["mlperftiny/kws.npz"],

@@ -107,14 +107,34 @@ class Auto:
 
     def _make(self) -> Iterator[tuple[str, Candidate]]:
         """Make every precision; the first is the one to beat, so it has to be there."""
-        for number, precision in enumerate(self.target.precisions):
+        base: Candidate | None = None
+        for precision in self.target.precisions:
             try:
+                if base is not None and self._is_slow(precision, base):
+                    self.reasons[precision] = "no faster than float, with weights that were just rounded"
+                    continue
                 guarded = guard(self.model, self._recipe(precision), self._recipe(self.target.precisions[0]), self.ctx)
-                yield precision, Candidate(guarded, self.cast(guarded))
+                made = Candidate(guarded, self.cast(guarded))
             except (PromiseError, UnsupportedError) as error:
-                if not number:
+                if base is None:
                     raise
                 self.reasons[precision] = error.message
+                continue
+            base = base or made
+            yield precision, made
+
+    def _is_slow(self, precision: str, base: Candidate) -> bool:
+        """Whether a precision is no faster than ``base``, where that can be told before its weights are searched.
+
+        What is to be small is made in any case.
+        """
+        recipe = self._recipe(precision)
+        sketch = Recipe(f"{precision}-sketch", recipe.pipeline.hastily(), recipe.promise)
+        if self.budget.size is not None or sketch.pipeline == recipe.pipeline:
+            return False
+        sketched = Candidate(Guarded(sketch), self.cast(Guarded(sketch)))
+        timed = self._time({"": base, precision: sketched}, "")
+        return precision in timed and not _faster(timed[precision], timed[""])
 
     def _recipe(self, precision: str) -> Recipe:
         return Recipe.of(self.target, precision)

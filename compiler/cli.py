@@ -101,7 +101,7 @@ def compile(
     from .compile import compile as run
     from .show import print_compiled
 
-    with _progress() as progress:
+    with _progress("calibrate" if max_memory else "") as progress:
         builds = run(
             model,
             target,
@@ -213,7 +213,7 @@ def sweep(
     from .sweep import FILES
     from .sweep import sweep as run
 
-    with _progress() as progress:
+    with _progress("calibrate" if max_memory else "") as progress:
         report = run(
             model,
             target,
@@ -354,10 +354,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _progress() -> Progress:
+def _progress(aloud: str = "") -> Progress:
     from .progress import Progress
 
-    return Progress()
+    return Progress(aloud)
 
 
 def _print_json(table: Any) -> None:

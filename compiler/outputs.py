@@ -27,7 +27,10 @@ class Scores:
 
 
 def class_scores(outputs: Outputs) -> NDArray[Any] | None:
-    """Give the first float output that is [rows, classes], axes of size 1 aside and at least two classes, or None."""
+    """Give the first float output that is [rows, classes], axes of size 1 aside and at least two classes, or None.
+
+    What is no row of scores but an embedding, of unit length, is passed over.
+    """
     scores = _find_scores(outputs, 2)
     return scores.values[:, 0] if scores else None
 
@@ -42,7 +45,7 @@ def _find_scores(outputs: Outputs, rank: int) -> Scores | None:
         if output.dtype.kind != "f" or output.ndim < 2 or output.size == 0:
             continue
         inner = [d for d in output.shape[1:] if d > 1]
-        if rank == 2 and len(inner) == 1:
+        if rank == 2 and len(inner) == 1 and not are_embeddings(output):
             return Scores(index, output.reshape(len(output), 1, -1))
         if rank == 3 and output.ndim == 3 and output.shape[-1] > 1:
             return Scores(index, output)
@@ -114,6 +117,12 @@ def cosine(a: Array, b: Array) -> Array:
 def are_probabilities(scores: NDArray[Any]) -> bool:
     """Whether no score is negative and each row sums to 1, within what float16 rounding leaves."""
     return bool((scores >= 0).all() and np.allclose(scores.sum(-1, dtype=np.float64), 1, atol=2e-3))
+
+
+def are_embeddings(rows: NDArray[Any]) -> bool:
+    """Whether every row [n, …] is a vector of length 1 that points anywhere, within what float16 rounding leaves."""
+    flat = rows.reshape(len(rows), -1).astype(np.float64)
+    return bool((flat < 0).any() and np.allclose((flat * flat).sum(1), 1, atol=4e-3))
 
 
 def log_softmax(scores: NDArray[Any]) -> Array:

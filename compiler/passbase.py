@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import onnx_ir as ir
 
@@ -73,10 +73,12 @@ class Pass(ABC):
     ``calibration``, or a feature of the target; a pass whose feature is missing skips, with that reason.
     The contract, which ``Pipeline`` holds every run to: the signature is kept, the result is valid ONNX,
     0 sites means that nothing changed and the reverse, and a second run finds 0 sites.
+    ``hasty`` are parameters with which it writes the same nodes sooner, with worse numbers in them: enough to time.
     """
 
     numerics: ClassVar[Numerics]
     needs: ClassVar[tuple[str, ...]] = ()
+    hasty: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def name(cls) -> str:

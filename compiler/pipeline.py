@@ -54,6 +54,10 @@ class Pipeline:
         order = list(Numerics)
         return max((p.numerics for p in self.passes), key=order.index, default=Numerics.EXACT)
 
+    def hastily(self) -> Pipeline:
+        """Give the same passes with what ``Pass.hasty`` says of each."""
+        return Pipeline(tuple(replace(each, **each.hasty) for each in self.passes))
+
     def run(
         self,
         model: Model,

@@ -11,9 +11,14 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """A context manager that is called as work goes on: ``progress("clean", 3, 12)``."""
+    """A context manager that is called as work goes on: ``progress("clean", 3, 12)``.
 
-    def __init__(self) -> None:
+    aloud: how the stages begin that get a line that stays, once each, before they begin.
+    """
+
+    def __init__(self, aloud: str = "") -> None:
+        self._aloud = aloud
+        self._said: set[str] = set()
         self._bar: rich.progress.Progress | None = None
         self._task: rich.progress.TaskID | None = None
 
@@ -37,6 +42,9 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Say what is being done, and how much of it is done."""
+        if self._aloud and stage.startswith(self._aloud) and stage not in self._said:
+            self._said.add(stage)
+            self.say(stage)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=stage, completed=done, total=total or None)
 

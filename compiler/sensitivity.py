@@ -223,11 +223,12 @@ class Sweep:
 
     def noise(self, pipeline: Pipeline) -> float | None:
         """Give the noise that ``pipeline`` adds to the outputs; None where it leaves the model as it is."""
-        return self._lost(self._through(pipeline, self.model), self.model).noise
+        return self._lost(self._through(pipeline, self.model, self.ctx), self.model).noise
 
-    def _through(self, pipeline: Pipeline, model: Model) -> Model:
+    def _through(self, pipeline: Pipeline, model: Model, ctx: PassContext | None = None) -> Model:
+        """Send ``model`` through; without ``ctx``, silently."""
         for each in pipeline.passes:
-            model = apply(each, model, replace(self.ctx, progress=None))
+            model = apply(each, model, ctx or replace(self.ctx, progress=None))
         return model
 
     def _lost(self, changed: Model, repaired: Model) -> _Lost:

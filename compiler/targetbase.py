@@ -72,26 +72,26 @@ class NodeProfiling(Protocol):
 class CheckedSession:
     """A session made of a plain function, which holds what it is given to the signature first.
 
-    call: the runtime's own run. Feeds of names, dtypes and shapes that were accepted once are not checked again,
+    call: the runtime's own run. Feeds of the names, dtypes and shapes that ran last are not checked again,
     since a small model runs in less time than a check takes.
     """
 
     call: Callable[[dict[str, np.ndarray]], list[np.ndarray]]
     signature: Signature
     evidence: Evidence = "device"
-    _seen: set[tuple[object, ...]] = field(default_factory=set, repr=False)
+    _last: list[tuple[object, ...]] | None = field(default=None, repr=False)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run once; see ``Session``."""
-        layout = tuple([(name, array.dtype, array.shape) for name, array in feeds.items()])
-        if layout not in self._seen:
+        layout: list[tuple[object, ...]] = [(name, array.dtype, array.shape) for name, array in feeds.items()]
+        if layout != self._last:
             self.signature.check(feeds)
         try:
-            outputs = self.call(dict(feeds))
+            outputs = self.call(feeds if type(feeds) is dict else dict(feeds))
         except Exception as error:  # a runtime's own error types share no base class
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"the model does not run on these inputs: {line}") from error
-        self._seen.add(layout)
+        self._last = layout
         return outputs
 
 

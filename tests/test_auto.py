@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -146,6 +147,28 @@ def test_the_noise_of_a_mix_is_foretold_from_what_whole_precisions_lost() -> Non
     table = SimpleNamespace(parts={"int8": None}, sensitivity=SimpleNamespace(ways={"int8": ""}, whole=(1e-2,)))
     # A quarter of the drop is allowed, and AIM of that aimed at: its square of the noise.
     assert auto._noise(table, made) == pytest.approx(1e-2 * (AIM / 4) ** 2)
+
+
+@pytest.mark.parametrize(("ratio", "size", "made"), [(0.5, None, True), (1.0, None, False), (1.0, "1MB", True)])
+def test_what_hasty_weights_show_to_be_no_faster_is_not_searched(monkeypatch, ratio, size, made: bool) -> None:
+    cast: list[str] = []
+
+    def record(guarded: Guarded) -> SimpleNamespace:
+        cast.append(guarded.recipe.name)
+        return SimpleNamespace(path=Path(guarded.recipe.name), bytes=1)
+
+    monkeypatch.setattr(Cpu, "precisions", ("fp32", "int4"))
+    monkeypatch.setattr("polycast.auto.guard", lambda _, recipe, *rest: Guarded(recipe))
+    times = {"fp32": 1.0, "int4-sketch": ratio}
+    monkeypatch.setattr(
+        "polycast.auto.race",
+        lambda openings, *rest, stays: {k: [times[Path(each.path).name]] * 3 for k, each in openings.items()},
+    )
+    auto = Auto(find("cpu"), None, GOLDEN, PassContext(), record, budget=Budget.parse("1pp", size, None))
+    found = dict(auto._make())
+    assert ("int4" in found) is ("int4" in cast) is made
+    assert auto.reasons.get("int4", "made").startswith("made" if made else "no faster than float")
+    assert ("int4-sketch" in cast) is (size is None)  # what is to be small is made in any case
 
 
 # From a model to a build.

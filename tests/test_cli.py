@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -51,6 +52,19 @@ def test_compile_prints_one_json_object(here, capsys):
         assert set(build["promise"]) == {"asked", "reached"}
         assert all({"pass", "sites", "skips"} == set(step) for step in build["steps"])
         assert build["agreement"]["n"] == 16
+
+
+def test_a_memory_limit_has_the_estimate_said_before_anything_is_looked_at(here, capsys, monkeypatch):
+    monkeypatch.setenv("POLYCAST_CACHE", str(here / "cache"))
+    order = ["compile", "m.onnx", "-p", "int8", "--calibration", "test.npz", "-o", "out"]
+    assert main([*order, "--max-memory", "1GiB"]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("calibrate")]
+    assert said
+    assert all(re.fullmatch(r"calibrate, at most \d+ MiB", line) for line in said)
+    assert len(said) == len(set(said))
+    monkeypatch.setenv("POLYCAST_CACHE", str(here / "another"))
+    assert main(order) == 0
+    assert "calibrate" not in capsys.readouterr().err
 
 
 def test_the_whole_line(here, capsys):

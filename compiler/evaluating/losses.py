@@ -10,7 +10,7 @@ from polycast.build import Build
 from polycast.errors import InputError, PolycastError
 from polycast.metrics import KNOWN, Metric, choose
 from polycast.model import Model
-from polycast.outputs import Outputs, class_scores, token_ids
+from polycast.outputs import Outputs, are_embeddings, class_scores, token_ids
 from polycast.reference import open_original
 from polycast.samples import Sample, Samples
 from polycast.targetbase import Session
@@ -52,7 +52,7 @@ def losses(
 
     The first of ``metrics`` counts. Without any it is the metric for the labels. Where there are no labels it is
     perplexity for a model that predicts its own ``input_ids``; the share of rows whose largest entry changes, for rows
-    of scores; and the relative RMS error of the outputs for all else.
+    of scores; the cosine with the original's for embeddings; and the relative RMS error of the outputs for all else.
     """
     found: dict[str, Loss | str] = {}
     original = open_original(model)
@@ -83,8 +83,11 @@ def telling(outputs: Outputs, sample: Sample, kind: str) -> Metric:
         return labelled
     if _predicts_tokens(outputs, sample):
         return KNOWN["perplexity"]
-    floats = any(output.dtype.kind == "f" for output in outputs)
-    return KNOWN["agreement" if class_scores(outputs) is not None or not floats else "sqnr"]
+    floats = [output for output in outputs if output.dtype.kind == "f"]
+    if class_scores(outputs) is not None or not floats:
+        return KNOWN["agreement"]
+    embeds = any(output.ndim == 2 and output.size and are_embeddings(output) for output in floats)
+    return KNOWN["cosine" if embeds else "sqnr"]
 
 
 def _predicts_tokens(outputs: Outputs, sample: Sample) -> bool:
@@ -111,6 +114,8 @@ def _loss(scores: Scores, metric: Metric, name: str) -> Loss | str:
     if not isfinite(value) or not isfinite(before):
         return f"{metric.name} is not a finite number"
     drop = before - value if metric.better == "higher" else value - before
+    if metric.name == "cosine":
+        return Loss("cosine", drop, 1.0, "share", f"the cosine of its outputs with the original's is {value:.4f}")
     if metric.compares:
         words = f"it changes the largest entry of {drop:.1%} of rows" if drop > 0 else "it changes no largest entry"
         return Loss("same largest entry", drop, before, "share", words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -50,6 +51,7 @@ class QuantizeWeights(Pass):
     """
 
     numerics = Numerics.LOSSY
+    hasty: ClassVar = {"method": "rtn"}
 
     bits: int = 4
     block: int = 32

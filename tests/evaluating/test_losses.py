@@ -72,6 +72,28 @@ def test_of_other_outputs_the_relative_error_counts(tmp_path: Path) -> None:
     assert loss.within(Drop.parse(f"{100 * error + 0.01:.4f}pp"))
 
 
+def test_of_embeddings_the_cosine_counts(tmp_path: Path) -> None:
+    """Rows of length 1 that point anywhere have no largest entry that means something."""
+    body = "g (float[4, 8] x) => (float[4, 6] y) { h = MatMul(x, a) y = LpNormalization <axis = 1> (h) }"
+    rng = np.random.default_rng(0)
+    a = rng.standard_normal((8, 6)).astype(np.float32)
+    model = parsed(body, {"a": a})
+    feeds = [{"x": rng.standard_normal((4, 8)).astype(np.float32)} for _ in range(5)]
+    rough = Pipeline((Coarse(),)).run(model)
+    build = SimpleNamespace(open=lambda: open_model(rough, tmp_path))
+    loss = losses(model, {"rough": build}, Given(feeds))["rough"]
+    assert isinstance(loss, Loss)
+
+    def embed(weight: np.ndarray) -> np.ndarray:
+        h = np.concatenate([each["x"] for each in feeds]).astype(np.float64) @ weight
+        return h / np.linalg.norm(h, axis=1, keepdims=True)
+
+    near = (embed(a) * embed(rounded(a, 0.25))).sum(1).mean()
+    assert (loss.metric, loss.unit) == ("cosine", "share")
+    assert loss.drop == pytest.approx(1 - near, rel=1e-3)  # float32 outputs beside float64
+    assert loss.words == f"the cosine of its outputs with the original's is {near:.4f}"
+
+
 @pytest.mark.parametrize(
     ("shape", "kind", "metric"),
     [((1, 7, 40), "text", "perplexity"), ((1, 7, 40), "arrays", "perplexity"), ((1, 7, 12), "arrays", "sqnr")],
