@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
 
-from polycast.data.feeds import Sample
-from polycast.model import Model, Origin, named
+from polycast.model import named
 from polycast.passbase import Numerics, Pass, PassContext
 
 
@@ -47,27 +43,3 @@ class Coarse(Pass):
 
 def rounded(weight: np.ndarray, step: float) -> np.ndarray:
     return (np.round(weight / np.float32(step)) * np.float32(step)).astype(np.float32)
-
-
-@dataclass
-class Given:
-    """Samples that are simply there."""
-
-    feeds: list[dict[str, np.ndarray]]
-    source: str = "given"
-    kind: str = "arrays"
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(feeds, None, f"sample {number}") for number, feeds in enumerate(self.feeds))
-
-
-def parsed(body: str, weights: dict[str, np.ndarray]) -> Model:
-    """Read a graph in ONNX's own text form; nodes are named ``<op>_<number>``."""
-    proto = onnx.parser.parse_model('<ir_version: 10, opset_import: ["" : 23]>\n' + body)
-    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{number}"
-    return Model("given", ir.from_proto(proto), Origin("", ""))

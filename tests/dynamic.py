@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnx_ir as ir
-from onnx import numpy_helper
+from given import Feeds, Given, parsed
 
-from polycast.data.feeds import Sample
 from polycast.load import load
-from polycast.model import Model, Origin
+from polycast.model import Model
 from polycast.passbase import Pass, PassContext
 from polycast.passes.quantization.int8_dynamic import Int8Dynamic
 from polycast.pipeline import apply
@@ -26,31 +22,7 @@ from polycast.targets import find
 FEATURES = frozenset({"integer-matmul", "integer-matmul-to-float", "dynamic-lstm", "gather-nbits", "u8s8-exact"})
 EPSILON = float(np.finfo(np.float32).eps)
 
-Feeds = dict[str, np.ndarray]
-
-
-@dataclass
-class Given:
-    """Calibration samples that are simply there."""
-
-    feeds: list[Feeds]
-    source: str = "given"
-    kind: str = "arrays"
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(feeds, None, f"sample {number}") for number, feeds in enumerate(self.feeds))
-
-
-def model(body: str, weights: Mapping[str, np.ndarray]) -> Model:
-    """Read ``body``, a graph in ONNX's own text form; ``weights`` become its initializers."""
-    proto = onnx.parser.parse_model('<ir_version: 11, opset_import: ["" : 23]>\n' + body)
-    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in weights.items())
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{number}"
-    return Model("given", ir.from_proto(proto), Origin("", ""))
+model = partial(parsed, ir_version=11)
 
 
 def rewrite(one: Pass, before: Model, *samples: Feeds, features: frozenset[str] = FEATURES) -> Model:

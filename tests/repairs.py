@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -13,40 +13,16 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from given import Feeds, Given, parsed
 
-from polycast.data.feeds import Sample
-from polycast.model import Model, Origin
+from polycast.model import Model
 from polycast.passbase import Pass, PassContext
 from polycast.pipeline import Pipeline
 
-Feeds = dict[str, np.ndarray]
 FEATURES = frozenset({"qdq", "u8s8-exact"})
 
 
-@dataclass
-class Given:
-    """Calibration samples that are simply there."""
-
-    feeds: Sequence[Feeds]
-    source: str = "given"
-    kind: str = "arrays"
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(feeds, None, f"sample {number}") for number, feeds in enumerate(self.feeds))
-
-
-def model(body: str, weights: Mapping[str, np.ndarray] | None = None) -> Model:
-    """Read ``body``, a graph in ONNX's own text form; ``weights`` become its initializers."""
-    header = '<ir_version: 10, opset_import: ["" : 23]>\n'
-    proto = onnx.parser.parse_model(header + body)
-    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in (weights or {}).items())
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{number}"
-    return Model("given", ir.from_proto(onnx.shape_inference.infer_shapes(proto)), Origin("", ""))
+model = partial(parsed, inferred=True)
 
 
 def through(before: Model, *passes: Pass, samples: Sequence[Feeds] = ()) -> Model:

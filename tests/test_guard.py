@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from coarse import Coarse, Given, parsed
+from coarse import Coarse
+from given import Given, parsed
 
 from polycast.guard import MARGIN, cut, guard, keeping, spend
 from polycast.passbase import PassContext

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
-from coarse import parsed
+from given import parsed
 
 import polycast
 from polycast.evaluating.worker import saved

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from coarse import Coarse, Given, parsed, rounded
+from coarse import Coarse, rounded
+from given import Given, parsed
 
 from polycast.errors import InputError
 from polycast.load import load

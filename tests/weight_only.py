@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import numpy_helper
+from given import Feeds, parsed
 from onnx.reference import ReferenceEvaluator
 
-from polycast.data.feeds import Sample
-from polycast.model import Model, Origin
+from polycast.model import Model
 from polycast.passbase import PassContext
 from polycast.passes.quantization.quantize_weights import QuantizeWeights
 from polycast.pipeline import apply
@@ -24,31 +21,7 @@ EPS = float(np.finfo(np.float32).eps)
 NBITS = frozenset({"matmul-nbits"})
 BLOCKED = frozenset({"blocked-qdq"})
 
-Feeds = dict[str, np.ndarray]
-
-
-@dataclass
-class Given:
-    """Calibration samples that are simply there."""
-
-    feeds: list[Feeds]
-    source: str = "given"
-    kind: str = "arrays"
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(feeds, None, f"sample {number}") for number, feeds in enumerate(self.feeds))
-
-
-def model(body: str, constants: Mapping[str, np.ndarray]) -> Model:
-    """Read ``body``, a graph in ONNX's own text form; ``constants`` become its initializers."""
-    proto = onnx.parser.parse_model('<ir_version: 11, opset_import: ["" : 23]>\n' + body)
-    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in constants.items())
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{number}"
-    return Model("given", ir.from_proto(proto), Origin("", ""))
+model = partial(parsed, ir_version=11)
 
 
 def product(w: np.ndarray) -> Model:

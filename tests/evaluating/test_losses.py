@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from coarse import Coarse, Given, parsed, rounded
+from coarse import Coarse, rounded
+from given import Given, parsed
 from models import conv_net, labelled
 
 import polycast

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 import pytest
-from onnx import numpy_helper
+from given import Feeds, Given, parsed
 from onnx.reference import ReferenceEvaluator
 
-from polycast.data.feeds import Sample
 from polycast.errors import InputError
 from polycast.load import load
 from polycast.model import Model, Origin
@@ -24,33 +21,6 @@ from polycast.pipeline import apply
 
 ROUNDOFF = 2.0**-11  # of a normal float16
 LOWEST = float(np.finfo(np.float32).min)  # what exporters fill masks with
-
-Feeds = dict[str, np.ndarray]
-
-
-@dataclass
-class Given:
-    """Calibration samples that are simply there."""
-
-    feeds: list[Feeds]
-    source: str = "given"
-    kind: str = "arrays"
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(feeds, None, f"sample {number}") for number, feeds in enumerate(self.feeds))
-
-
-def model(body: str, weights: Mapping[str, np.ndarray] | None = None) -> Model:
-    """Read ``body``, a graph in ONNX's own text form; ``weights`` become its initializers."""
-    header = '<ir_version: 10, opset_import: ["" : 23, "com.microsoft" : 1]>\n'
-    proto = onnx.parser.parse_model(header + body)
-    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in (weights or {}).items())
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{number}"
-    return Model("given", ir.from_proto(proto), Origin("", ""))
 
 
 def halve(before: Model, *samples: Feeds, **parameters: object) -> Model:
@@ -97,16 +67,16 @@ LAYERS = {"w1": normal(64, 32), "w2": normal(32, 8, seed=1)}
 
 
 def test_casts_stand_at_the_borders_only() -> None:
-    after = halve(model(TWO_LAYERS, LAYERS))
+    after = halve(parsed(TWO_LAYERS, LAYERS))
     assert after.history[-1].sites == 3
     assert [n.op_type for n in after.graph.graph] == ["Cast", "MatMul", "Relu", "MatMul", "Cast"]
     assert set(dtypes(after).values()) == {"FLOAT16"}
     assert [str(p.dtype) for p in (*after.signature.inputs, *after.signature.outputs)] == ["float32"] * 2
-    assert after.weight_bytes == model(TWO_LAYERS, LAYERS).weight_bytes // 2
+    assert after.weight_bytes == parsed(TWO_LAYERS, LAYERS).weight_bytes // 2
 
 
 def test_error_is_that_of_rounding_inputs_weights_and_result() -> None:
-    before = model("g (float[n, 64] x) => (float[n, 32] y) { y = MatMul(x, w1) }", {"w1": LAYERS["w1"]})
+    before = parsed("g (float[n, 64] x) => (float[n, 32] y) { y = MatMul(x, w1) }", {"w1": LAYERS["w1"]})
     x = normal(16, 64, seed=2)
     (y,), (half,) = run_onnxruntime(before, {"x": x}), run_onnxruntime(halve(before), {"x": x})
     size = np.abs(x).astype(np.float64) @ np.abs(LAYERS["w1"])
@@ -123,14 +93,14 @@ def test_a_value_that_crosses_twice_is_cast_once() -> None:
       t = Exp(a)
       c = Add(s, t)
     }"""
-    after = halve(model(body, LAYERS))
+    after = halve(parsed(body, LAYERS))
     casts = [n.inputs[0].name for n in after.graph.graph if n.op_type == "Cast" and n.inputs[0] is not None]
     assert len(casts) == 3 and len(set(casts)) == 3  # x down; a and b up, a once for both of its readers and the output
-    assert after.signature == model(body, LAYERS).signature
+    assert after.signature == parsed(body, LAYERS).signature
 
 
 def test_second_run_finds_nothing_even_after_a_round_trip(tmp_path: Path) -> None:
-    after = halve(model(TWO_LAYERS, LAYERS), {"x": normal(4, 64)}, headroom=1400.0)
+    after = halve(parsed(TWO_LAYERS, LAYERS), {"x": normal(4, 64)}, headroom=1400.0)
     assert "over 65504" in reasons(after)["MatMul_2"] and after.history[-1].sites
     after.write(tmp_path / "half.onnx")
     again = Model("again", ir.load(tmp_path / "half.onnx"), Origin("", ""))
@@ -144,7 +114,7 @@ def test_second_run_finds_nothing_even_after_a_round_trip(tmp_path: Path) -> Non
 
 
 def test_an_activation_past_the_range_keeps_its_nodes_and_names_the_sample() -> None:
-    before = model(TWO_LAYERS, LAYERS)
+    before = parsed(TWO_LAYERS, LAYERS)
     x = normal(4, 64)
     peak = float(np.abs(run_onnxruntime(before, {"x": 100 * x})[0]).max())
     after = halve(before, {"x": x}, {"x": 100 * x}, headroom=65504 / peak * 1.001)
@@ -154,7 +124,7 @@ def test_an_activation_past_the_range_keeps_its_nodes_and_names_the_sample() -> 
 
 
 def test_an_activation_that_would_be_subnormal_keeps_its_nodes() -> None:
-    after = halve(model(TWO_LAYERS, LAYERS), {"x": normal(4, 64) * np.float32(1e-9)})
+    after = halve(parsed(TWO_LAYERS, LAYERS), {"x": normal(4, 64) * np.float32(1e-9)})
     assert after.history[-1].sites == 0
     assert "subnormal" in reasons(after)["MatMul_0"]
 
@@ -166,19 +136,19 @@ def test_infinities_and_empty_tensors_do_not_count_as_large() -> None:
     }"""
     x = normal(2, 4)
     x[0, 0] = -np.inf
-    after = halve(model(body, {"w": normal(4, 8)}), {"x": x, "past": normal(0, 4)}, headroom=100.0)
+    after = halve(parsed(body, {"w": normal(4, 8)}), {"x": x, "past": normal(0, 4)}, headroom=100.0)
     assert set(dtypes(after).values()) == {"FLOAT16"}
 
 
 def test_without_samples_that_is_said_once() -> None:
-    after = halve(model(TWO_LAYERS, LAYERS))
+    after = halve(parsed(TWO_LAYERS, LAYERS))
     assert [skip.reason for skip in after.history[-1].skips] == ["ranges not checked: no calibration samples"]
-    assert not halve(model(TWO_LAYERS, LAYERS), range_check=False).history[-1].skips
+    assert not halve(parsed(TWO_LAYERS, LAYERS), range_check=False).history[-1].skips
 
 
 def test_a_sample_that_cannot_be_run_is_named() -> None:
     with pytest.raises(InputError, match="sample 0: onnxruntime cannot run"):
-        halve(model(TWO_LAYERS, LAYERS), {"x": normal(4, 63)})
+        halve(parsed(TWO_LAYERS, LAYERS), {"x": normal(4, 63)})
 
 
 # What weights say.
@@ -193,7 +163,7 @@ def test_a_sample_that_cannot_be_run_is_named() -> None:
     ],
 )
 def test_a_weight_that_float16_does_not_hold_keeps_its_node(weight: np.ndarray, reason: str) -> None:
-    after = halve(model(TWO_LAYERS, LAYERS | {"w1": weight}))
+    after = halve(parsed(TWO_LAYERS, LAYERS | {"w1": weight}))
     assert reason in reasons(after)["MatMul_0"]
     assert dtypes(after) == {"MatMul_0": "FLOAT", "Relu_1": "FLOAT", "MatMul_2": "FLOAT16"}
 
@@ -202,7 +172,7 @@ def test_dead_weights_may_vanish() -> None:
     """Most weights of the zoo's vww are around 1e-30; beside the others they are as good as zero."""
     weight = normal(64, 32)
     weight[:, 1:] *= np.float32(1e-30)
-    assert halve(model(TWO_LAYERS, LAYERS | {"w1": weight})).history[-1].sites == 3
+    assert halve(parsed(TWO_LAYERS, LAYERS | {"w1": weight})).history[-1].sites == 3
 
 
 def test_an_epsilon_keeps_what_is_computed_from_it() -> None:
@@ -212,7 +182,7 @@ def test_an_epsilon_keeps_what_is_computed_from_it() -> None:
       root = Sqrt(sure)
       y = MatMul(root, w)
     }"""
-    after = halve(model(body, {"w": normal(32, 32), "eps": np.array(1e-12, np.float32)}))
+    after = halve(parsed(body, {"w": normal(32, 32), "eps": np.array(1e-12, np.float32)}))
     assert dtypes(after) == {"MatMul_0": "FLOAT16", "Add_1": "FLOAT", "Sqrt_2": "FLOAT", "MatMul_3": "FLOAT16"}
     assert reasons(after)["Sqrt_2"] == "follows Add_1, which gives float32"
 
@@ -226,7 +196,7 @@ def test_a_weight_that_both_read_is_stored_once_where_that_pays(width: int) -> N
       b = Softmax(p)
     }}"""
     weights = {"table": normal(4, width), "square": normal(width, width)}
-    before = model(body, weights)
+    before = parsed(body, weights)
     after = halve(before)
     stored = [v for v in after.graph.graph.initializers.values() if v.shape == (4, width)]
     assert ir.DataType.FLOAT16 in {v.dtype for v in stored}
@@ -254,7 +224,7 @@ def attention_feeds(shape: tuple[int, ...] = (2, 5, 8)) -> Feeds:
 
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_mask_stays_float32_up_to_the_softmax(calibrated: bool) -> None:
-    before, feeds = model(SCORES, MASK), attention_feeds()
+    before, feeds = parsed(SCORES, MASK), attention_feeds()
     after = halve(before, *([feeds] if calibrated else []))
     assert {name for name, dtype in dtypes(after).items() if dtype == "FLOAT"} == {"Where_0", "Add_3", "Softmax_4"}
     (y,), (half,) = run(before, feeds), run(after, feeds)
@@ -281,7 +251,7 @@ FUSED = {
 
 @pytest.mark.parametrize("op", FUSED)
 def test_the_mask_of_a_fused_attention_is_clamped(op: str) -> None:
-    before = model(FUSED[op], MASK)
+    before = parsed(FUSED[op], MASK)
     feeds = attention_feeds((1, 2, 5, 8) if op == "Attention" else (1, 5, 8))
     if op == "MultiHeadAttention":
         feeds["seen"] = feeds["seen"][None, None]
@@ -296,7 +266,7 @@ def test_the_mask_of_a_fused_attention_is_clamped(op: str) -> None:
 
 
 def test_attention_takes_its_softmax_in_float32() -> None:
-    node = next(n for n in halve(model(FUSED["Attention"], MASK)).graph.graph if n.op_type == "Attention")
+    node = next(n for n in halve(parsed(FUSED["Attention"], MASK)).graph.graph if n.op_type == "Attention")
     assert [v.dtype.name for v in node.inputs if v is not None and v.dtype] == ["FLOAT16"] * 4
     assert node.attributes.get_int("softmax_precision") == ir.DataType.FLOAT
 
@@ -306,7 +276,7 @@ def test_attention_takes_its_softmax_in_float32() -> None:
 
 def test_clip_bounds_past_the_range_are_clamped() -> None:
     body = "g (float[n, 64] x) => (float[n, 32] y) { h = MatMul(x, w1) y = Clip(h, zero, top) }"
-    after = halve(model(body, {"w1": LAYERS["w1"], "zero": MASK["zero"], "top": np.array(3.4e38, np.float32)}))
+    after = halve(parsed(body, {"w1": LAYERS["w1"], "zero": MASK["zero"], "top": np.array(3.4e38, np.float32)}))
     assert set(dtypes(after).values()) == {"FLOAT16"}
     top = next(v for name, v in after.graph.graph.initializers.items() if name.startswith("top"))
     assert top.const_value is not None and float(top.const_value.numpy()) == 65504
@@ -327,7 +297,7 @@ def test_positions_are_never_float16() -> None:
         "frequency": 10 ** -np.arange(4, dtype=np.float32)[None],
         "w": normal(4, 4),
     }
-    after = halve(model(body, weights))
+    after = halve(parsed(body, weights))
     assert {name for name, dtype in dtypes(after).items() if dtype == "FLOAT16"} == {"MatMul_4"}
     assert reasons(after)["Reshape_1"] == "computes an angle"
 
@@ -343,7 +313,7 @@ def test_positions_are_never_float16() -> None:
 )
 def test_an_unsafe_operator_says_why(call: str, reason: str) -> None:
     body = f"g (float[n, 64] x) => (y) {{ h = MatMul(x, w1) y = {call} }}"
-    before = model(body, {"w1": LAYERS["w1"], "scale": normal(32)})
+    before = parsed(body, {"w1": LAYERS["w1"], "scale": normal(32)})
     before.graph.graph.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     after = halve(before)
     assert after.history[-1].sites == 1
@@ -351,17 +321,17 @@ def test_an_unsafe_operator_says_why(call: str, reason: str) -> None:
 
 
 def test_what_the_user_keeps_is_kept() -> None:
-    assert dtypes(halve(model(TWO_LAYERS, LAYERS), keep=("Relu", "MatMul_2"))) == {
+    assert dtypes(halve(parsed(TWO_LAYERS, LAYERS), keep=("Relu", "MatMul_2"))) == {
         "MatMul_0": "FLOAT16",
         "Relu_1": "FLOAT",
         "MatMul_2": "FLOAT",
     }
-    kept = reasons(halve(model(TWO_LAYERS, LAYERS), keep=("MatMul_*",)))
+    kept = reasons(halve(parsed(TWO_LAYERS, LAYERS), keep=("MatMul_*",)))
     assert kept["MatMul_0"] == "kept in float32 by keep='MatMul_*'"
 
 
 def test_nothing_is_converted_where_nothing_multiplies() -> None:
-    after = halve(model("g (float[n, 4] x) => (float[n, 4] y) { a = Neg(x) y = Softmax(a) }"))
+    after = halve(parsed("g (float[n, 4] x) => (float[n, 4] y) { a = Neg(x) y = Softmax(a) }"))
     assert after.history[-1].sites == 0
     assert reasons(after)["Neg_0"] == "nothing around it is float16"
 
@@ -374,7 +344,7 @@ def test_a_body_reads_float32_from_outside() -> None:
         else_branch = else () => (float[n, 32] b) { b = Neg(h) }
       >
     }"""
-    before = model(body, LAYERS)
+    before = parsed(body, LAYERS)
     after = halve(before)
     assert dtypes(after) == {"MatMul_0": "FLOAT16", "If_1": "FLOAT"}
     feeds = {"c": np.array(False), "x": normal(2, 64)}

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from given import Feeds, Given, parsed
 from hypothesis import given
 from hypothesis import strategies as st
-from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from polycast.calibrating.histogram import Histogram
-from polycast.data.feeds import Sample
 from polycast.load import load
 from polycast.model import Model, Origin
 from polycast.passbase import PassContext
@@ -27,34 +26,11 @@ from polycast.passes.quantization._qdq import Names, grid_of, is_stored, spread,
 from polycast.passes.quantization.int8 import Int8
 from polycast.pipeline import Pipeline, apply
 
-Feeds = dict[str, np.ndarray]
 FEATURES = frozenset({"qdq", "u8s8-exact"})
 EPS = float(np.finfo(np.float32).eps)
 
 
-@dataclass
-class Given:
-    """Calibration samples that are simply there."""
-
-    feeds: list[Feeds]
-    source: str = "given"
-    kind: str = "arrays"
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(feeds, None, f"sample {number}") for number, feeds in enumerate(self.feeds))
-
-
-def model(body: str, weights: Mapping[str, np.ndarray] | None = None) -> Model:
-    """Read ``body``, a graph in ONNX's own text form; ``weights`` become its initializers."""
-    header = '<ir_version: 10, opset_import: ["" : 23]>\n'
-    proto = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(header + body))
-    proto.graph.initializer.extend(numpy_helper.from_array(w, name) for name, w in (weights or {}).items())
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"{node.op_type}_{number}"
-    return Model("given", ir.from_proto(proto), Origin("", ""))
+model = partial(parsed, inferred=True)
 
 
 def quantize(before: Model, *samples: Feeds, features: frozenset[str] = FEATURES, **parameters: object) -> Model:

@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from given import Given
 from onnx.reference import ReferenceEvaluator
 from weight_only import (
     BLOCKED,
     EPS,
     NBITS,
-    Given,
     model,
     normal,
     ops,

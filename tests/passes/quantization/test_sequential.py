@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from given import Feeds, Given
 from repairs import scorer
-from weight_only import NBITS, Feeds, Given, model, normal, ops, reasons, run
+from weight_only import NBITS, model, normal, ops, reasons, run
 
 from polycast.load import load
 from polycast.model import Model, digest
