@@ -215,13 +215,17 @@ def missed_lines(evaluations: Sequence[Evaluation]) -> list[str]:
     return [f"{e.build} misses its budget: {verdict}" for e in evaluations for verdict in e.missed]
 
 
+#: How far apart two sessions on one and the same file lie, where their memory lies differently.
+TIE = 0.98
+
+
 def _warnings(evaluations: Sequence[Evaluation]) -> list[str]:
     """Say aloud which builds miss a budget, and which are slower than the original."""
     lines = missed_lines(evaluations)
     for evaluation in evaluations:
         speedup = evaluation.measurements.get("speedup")
-        # Only where the whole interval says so: a tie is not called slower.
-        if speedup and speedup.value < 1 and (speedup.spread is None or speedup.spread.high < 1):
+        # Only where the whole interval says so, and by more than two sessions on one file differ: a tie is not slower.
+        if speedup and speedup.value < TIE and (speedup.spread is None or speedup.spread.high < 1):
             where = costs_text(evaluation.costs)
             lines.append(
                 f"{evaluation.build} is {figure(1 / speedup.value)}x slower than the original{where and f': {where}'}"
