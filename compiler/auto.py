@@ -15,7 +15,7 @@ from polycast.evaluating.race import race
 from polycast.evaluating.worker import Opening, saved
 
 from .build import Build
-from .errors import BudgetError, InputError, PassError, PromiseError, UnsupportedError
+from .errors import BudgetError, InputError, PassError, PromiseError, ToolchainError, UnsupportedError
 from .golden import Golden
 from .guard import Guarded, cut, guard
 from .metrics import KNOWN, Metric
@@ -40,27 +40,36 @@ AIM, TRIES = 0.7, 3
 
 @dataclass(frozen=True)
 class Choice:
-    """The recipe that was chosen, why each other one was not, and for a mix the way of every layer."""
+    """The recipe that was chosen, why each other one was not, and for a mix the way of every layer.
+
+    target: what it is for, where that is not the one that was asked for, but a rival.
+    """
 
     guarded: Guarded
     passed_over: Mapping[str, str]
     layers: Sequence[Mapping[str, str]] = ()
+    target: Target | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Spell for a manifest. Nothing in it is a time: the same choice gives the same bytes."""
-        table = {"chosen": self.guarded.recipe.name, "passed_over": dict(sorted(self.passed_over.items()))}
+        name = f"{self.target.executor} " if self.target else ""
+        table = {"chosen": name + self.guarded.recipe.name, "passed_over": dict(sorted(self.passed_over.items()))}
         return table | ({"layers": [dict(row) for row in self.layers]} if self.layers else {})
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A build that could be chosen. loss: what it loses, None where that is rounding; heats: its seconds a run."""
+    """A build that could be chosen. loss: what it loses, None where that is rounding; heats: its seconds a run.
+
+    target: what it is for, where it is a rival's.
+    """
 
     guarded: Guarded
     build: Build
     loss: Loss | None = None
     mix: Mix | None = None
     heats: tuple[float, ...] = ()
+    target: Target | None = None
 
     @property
     def drop(self) -> float:
@@ -77,6 +86,7 @@ class Candidate:
 class Auto:
     """What is chosen from, and by what. cast: makes the build of a recipe.
 
+    rivals: the same for other runtimes, whose builds stand beside.
     samples: what losses are told by; None where the user gave none. A mix is solved on the calibration samples, where
     there are any.
     """
@@ -91,6 +101,7 @@ class Auto:
     metrics: Sequence[Metric] = ()
     reasons: dict[str, str] = field(default_factory=dict)
     measured: dict[str, Loss] = field(default_factory=dict)
+    rivals: Sequence[Auto] = ()
 
     def choose(self) -> Choice:
         """Make a build at every precision of the target, and a mix of them; judge, time and choose.
@@ -99,6 +110,8 @@ class Auto:
         """
         made = dict(self._make())
         first, *_ = made
+        for rival in self.rivals:
+            made |= self._made_by(rival)
         fit = self._judge(made, first)
         if (mix := self._mix(made, first)) is not None:
             fit[MIXED] = mix
@@ -122,6 +135,17 @@ class Auto:
                 continue
             base = base or made
             yield precision, made
+
+    def _made_by(self, rival: Auto) -> dict[str, Candidate]:
+        """Make every precision of a rival, under the name of its runtime; one that cannot be made is passed over."""
+        runtime, made = rival.target.executor, {}
+        try:
+            for precision, each in rival._make():
+                made[f"{runtime} {precision}"] = replace(each, target=rival.target)
+        except (PromiseError, UnsupportedError, ToolchainError) as error:
+            self.reasons[runtime] = error.message
+        self.reasons |= {f"{runtime} {precision}": reason for precision, reason in rival.reasons.items()}
+        return made
 
     def _is_slow(self, precision: str, base: Candidate) -> bool:
         """Whether a precision is no faster than ``base``, where that can be told before its weights are searched.
@@ -205,7 +229,7 @@ class Auto:
         A precision in which no layer is faster than in those that lose less is of use for its size alone.
         """
         floats = self._recipe(first).pipeline
-        cuts = {name: cut(self._recipe(name).pipeline, floats) for name in made if name in self.measured}
+        cuts = {name: cut(self._recipe(name).pipeline, floats) for name in made if self._is_own(name)}
         parts = {name: part for name, part in cuts.items() if part is not None}
         samples = self.ctx.calibration or self.samples
         if not parts or samples is None:
@@ -232,6 +256,9 @@ class Auto:
         size = made[first].build.bytes
         beside = {name: int(size - made[name].build.bytes - found.saved(name).sum()) for name in useful}
         return Table(found, useful, {"": plain, **seconds}, size, beside)
+
+    def _is_own(self, name: str) -> bool:
+        return name in self.measured and name in self.target.precisions
 
     def _attempts(self, table: Table, made: Mapping[str, Candidate]) -> Iterator[tuple[Bounds, str]]:
         """Yield what to solve for: speed within the drop that is foretold, less of it each time; then size."""
@@ -317,7 +344,7 @@ def decide(timed: Mapping[str, Candidate], first: str, budget: Budget, reasons: 
         if name != chosen:
             over[name] = f"no faster than {chosen}, in turns on this machine"
     mix = fit[chosen].mix
-    return Choice(fit[chosen].guarded, over, mix.why() if mix else ())
+    return Choice(fit[chosen].guarded, over, mix.why() if mix else (), fit[chosen].target)
 
 
 def _too_large(each: Candidate, budget: Budget) -> bool:

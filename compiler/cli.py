@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -12,27 +13,12 @@ import click
 
 from . import __version__
 from .errors import BudgetError, PolycastError
+from .options import Shape
 
 if TYPE_CHECKING:
     from .progress import Progress
 
 _PATH = click.Path(path_type=Path)
-
-
-class _Shape(click.ParamType[tuple[str, tuple[int, ...]]]):
-    name = "input=1,128"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, tuple[int, ...]]:
-        name, equals, sizes = str(value).rpartition("=")
-        try:
-            dims = tuple(int(size) for size in sizes.split(",")) if sizes else ()
-        except ValueError:
-            dims = (-1,)
-        if not equals or not name or any(dim < 1 for dim in dims):
-            self.fail(f"{value!r} is not NAME=SIZE,SIZE… with sizes of 1 and up", param, ctx)
-        return name, dims
 
 
 @click.group(
@@ -58,11 +44,12 @@ def app(context: click.Context, debug: bool) -> None:
 @click.option("-t", "--target", default="cpu", show_default=True, metavar="T,…", help="Targets; see polycast targets.")
 @click.option("-p", "--precision", default="fp32", show_default=True, metavar="P,…", help="fp32, fp16 … or auto.")
 @click.option("--runtime", default="", metavar="R", help="What executes the builds; in short: -t cuda:sm_90@R.")
+@click.option("--tune", type=click.FloatRange(0), default=0, metavar="MIN", help="Try schedules on this machine first.")
 @click.option("--recipe", type=_PATH, metavar="F.toml", help="A recipe of your own in place of -p.")
 @click.option("--passes", metavar="TEXT", help='A pipeline in place of -p: "clean | fuse_gelu".')
 @click.option("--calibration", type=_PATH, metavar="C", help="Unlabelled samples that passes may look at.")
 @click.option("--data", type=_PATH, metavar="V", help="Samples that builds are compared on; no pass sees them.")
-@click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Fix the shape of an input.")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, help="Fix the shape of an input.")
 @click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds land in DIR/<target>-<precision>.")
 @click.option("--keep", type=_PATH, metavar="DIR", help="Keep the model after each pass.")
 @click.option("--max-drop", metavar="X", help="Accuracy that -p auto may lose: 1pp, 0.5% or 0.01.")
@@ -70,12 +57,14 @@ def app(context: click.Context, debug: bool) -> None:
 @click.option("--max-latency", type=float, metavar="MS", help="Largest median latency in ms for -p auto.")
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="What tells the drop; as for evaluate.")
 @click.option("--max-memory", metavar="B", help="What looking at the calibration samples may hold: 2GiB.")
+@click.option("--max-cpu-share", type=float, metavar="P", help="Percent of MACs that may fall back to the CPU.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def compile(
     model: str,
     target: str,
     precision: str,
     runtime: str,
+    tune: float,
     recipe: Path | None,
     passes: str | None,
     calibration: Path | None,
@@ -88,6 +77,7 @@ def compile(
     max_latency: float | None,
     metrics: tuple[str, ...],
     max_memory: str | None,
+    max_cpu_share: float | None,
     as_json: bool,
 ) -> None:
     """Compile MODEL (an ONNX file, a Hugging Face folder or id) for one or more targets.
@@ -98,6 +88,7 @@ def compile(
     polycast compile model.onnx -t cpu -p auto --calibration c.npz --data test.npz --max-drop 1pp -o out
     polycast compile ./bert-folder -t cpu --shape input_ids=1,128 -o out
     """
+    from . import gate
     from .compile import compile as run
     from .show import print_compiled
 
@@ -113,18 +104,21 @@ def compile(
             data=data,
             shapes=dict(shapes),
             runtime=runtime,
+            tune=tune,
             keep=keep,
             max_drop=max_drop,
             max_size=max_size,
             max_latency=max_latency,
             metrics=metrics,
             max_memory=max_memory,
+            max_cpu_share=max_cpu_share,
             progress=progress,
         )
+    table = gate.read(out) if len(builds) > 1 else None
     if as_json:
-        _print_json({"builds": [build.to_json() for build in builds]})
+        _print_json({"builds": [b.to_json() for b in builds]} | ({"agreement": table.to_json()} if table else {}))
     else:
-        print_compiled(builds)
+        print_compiled(builds, table)
 
 
 @app.command()
@@ -185,7 +179,7 @@ def evaluate(
 @click.option("--max-drop", metavar="X", help="Accuracy that may be lost: 1pp, 0.5% or 0.01.")
 @click.option("--max-size", metavar="B", help="Largest size on disk: 500KB, 2MiB.")
 @click.option("--max-latency", type=float, metavar="MS", help="Largest median latency in ms.")
-@click.option("--shape", "shapes", type=_Shape(), multiple=True, help="Fix the shape of an input.")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, help="Fix the shape of an input.")
 @click.option("--max-memory", metavar="B", help="What looking at the calibration samples may hold: 2GiB.")
 @click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds and report land in DIR.")
 def sweep(
@@ -278,12 +272,40 @@ def verify(build: Path) -> None:
 
 
 @app.command()
+@click.argument("build", type=_PATH)
+@click.option("--no-browser", is_flag=True, help="Only print the address.")
+def serve(build: Path, no_browser: bool) -> None:
+    """Show BUILD in the browser, on this machine alone, until Ctrl-C. For builds of -t webgpu.
+
+    \b
+    polycast serve out/webgpu-fp32
+    """
+    from .serve import show
+
+    show(build, browser=not no_browser, say=click.echo)
+
+
+@app.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def targets(as_json: bool) -> None:
-    """List the targets: what can be built and what can be run here, and what mends it."""
-    from .show import print_targets, target_table
+    """List the targets and their runtimes: what can be built and what can be run here, on what, and what mends it."""
+    from .doctor import examine, render
 
-    _print_json(target_table()) if as_json else print_targets(target_table())
+    rows, width = examine(), shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    _print_json(rows) if as_json else click.echo(render(rows, width, color=width is not None), nl=False)
+
+
+@app.command()
+@click.argument("target")
+def setup(target: str) -> None:
+    """Make the environment that a runtime of TARGET needs for itself. It is made at the first use otherwise.
+
+    \b
+    polycast setup cuda@onnxruntime
+    """
+    from . import targets
+
+    click.echo(targets.find(target).set_up())
 
 
 @app.command()

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +22,12 @@ from polycast.calibrating.folder import cache_folder
 from polycast.calibrating.lint import lint
 from polycast.evaluating.budget import Budget, parse_size
 
+from . import gate
 from . import verify as verifier
 from .auto import Auto, Choice
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
 from .errors import InputError, PassError, PromiseError, RecipeError, ToolchainError, UnsupportedError
+from .fallback import Fallback
 from .golden import Agreement, Golden, agree, make_golden, own_rounding, rounding_tolerance
 from .guard import Guarded, guard
 from .load import load
@@ -56,9 +58,11 @@ def compile(
     data: str | Path | Samples | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     runtime: str = "",
+    tune: float = 0.0,
     example_inputs: Any = None,
     keep: str | Path | None = None,
     max_memory: str | int | None = None,
+    max_cpu_share: float | None = None,
     cache: str | Path | None = None,
     max_drop: str | float | None = None,
     max_size: str | int | None = None,
@@ -72,18 +76,21 @@ def compile(
     recipe, passes: a TOML file, or a pipeline's text form, in place of precision.
     calibration: what passes may look at, unlabelled. data: what the build is scored on; no pass ever sees it.
     shapes: fixed shape by input name. runtime: what executes the builds, where a target has several.
+    tune: minutes of trying schedules on this machine, for each build; what is found is kept for later ones.
     keep: a folder for the model after each pass.
-    max_memory: bytes, or "2GiB", that looking at the calibration samples may hold. cache: the folder where what was
-    seen of them is kept, so that it is looked at once; the user's own cache folder where None.
+    max_memory: bytes, or "2GiB", that looking at the calibration samples may hold.
+    max_cpu_share: percent of the MACs that a build for another device may leave to the CPU.
+    cache: the folder where what was seen of the samples is kept, so that it is looked at once; None: the user's own.
     max_drop, max_size, max_latency, metrics: the budget of precision ``auto``, and what its drop is told by; as for
     ``evaluate``.
 
-    Returns: the builds, in the order of targets and then of precisions.
+    Returns: the builds, in the order of targets and then of precisions. Of several, ``out/agreement.json`` says how
+    near each comes to the original and to each other.
     Raises: PolycastError; what was written before it stays, and nothing half-written does.
     """
     budget = Budget.parse(max_drop, max_size, max_latency)
     wanted = tuple(find(metric) if isinstance(metric, str) else metric for metric in metrics)
-    chosen = [target_catalogue.find(name, runtime) for name in _names(targets)]
+    chosen = [target_catalogue.find(name, runtime).tuned(tune, progress) for name in _names(targets)]
     recipes = [_recipes(target, _names(precision), recipe, passes) for target in chosen]
     if budget != Budget() and all(each is not None for list_of in recipes for each in list_of):
         raise RecipeError("a budget is given, and nothing to choose by it", "-p auto chooses; polycast evaluate checks")
@@ -104,20 +111,29 @@ def compile(
         Path(keep) if keep else None,
         None if max_memory is None else parse_size(max_memory),
         Path(cache) if cache else cache_folder(),
+        max_cpu_share,
         progress,
     )
-    return [
-        line.auto(target, Path(out), budget, score, wanted)
+    builds = [
+        line.auto(
+            target, () if runtime or "@" in name else target_catalogue.others(target), Path(out), budget, score, wanted
+        )
         if each is None
         else line.cast(target, line.guarded(target, each), Path(out))
-        for target, list_of in zip(chosen, recipes, strict=True)
+        for name, target, list_of in zip(_names(targets), chosen, recipes, strict=True)
         for each in list_of
     ]
+    if len(builds) > 1:
+        gate.hold(builds, golden, line.runs, Path(out))
+    return builds
 
 
 @dataclass(frozen=True)
 class Line:
-    """What the builds of one compile share. lint: what is odd about the calibration samples."""
+    """What the builds of one compile share.
+
+    lint: what is odd about the calibration samples. runs: what the builds gave for the golden inputs.
+    """
 
     model: Model
     golden: Golden
@@ -127,7 +143,9 @@ class Line:
     keep: Path | None = None
     max_memory: int | None = None
     cache: Path | None = None
+    max_cpu_share: float | None = None
     progress: Progress | None = None
+    runs: gate.Runs = field(default_factory=gate.Runs)
 
     def context(self, target: Target) -> PassContext:
         """Give what passes for ``target`` may look at."""
@@ -141,14 +159,14 @@ class Line:
             return Guarded(recipe)
         return guard(self.model, recipe, Recipe.of(target, target.precisions[0]), self.context(target))
 
-    def cast(self, target: Target, guarded: Guarded, out: Path, chosen: Choice | None = None) -> Build:
-        """Make one build: the passes, the promise, the target, the agreement with the original."""
+    def cast(self, target: Target, guarded: Guarded, out: Path, chosen: Choice | None = None, label: str = "") -> Build:
+        """Make one build, named ``label`` or the target: the passes, the promise, the target, the agreement."""
         started = time.perf_counter()
         recipe = guarded.recipe
         probe = target.probe()
         if not probe.build.yes:
             raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
-        name = f"{target.label}-{recipe.name}"
+        name = f"{label or target.label}-{recipe.name}"
         ctx = self.context(target)
         keep = self.keep / name if self.keep else None
         lowered = recipe.pipeline.run(self.model, ctx, keep=keep, progress=self.progress)
@@ -157,6 +175,9 @@ class Line:
         recipe.promise.check(self.before, asked, _reasons(lowered))
         if problems := target.problems(lowered):
             raise UnsupportedError(f"{target} lacks what this model needs: {', '.join(problems)}")
+        fallback = Fallback.of_model(target, lowered, self.golden.shapes)
+        if fallback is not None and self.max_cpu_share is not None:
+            fallback.hold(self.max_cpu_share, target)
         with whole_or_nothing(out / name) as folder:
             _tell(self.progress, f"write {name}", 0)
             runtime = dict(target.write(lowered, folder))
@@ -182,6 +203,7 @@ class Line:
                 "signature": self.model.signature.to_json(),
                 "steps": spell_steps(lowered.history),
                 "runtime": runtime,
+                **({"fallback": fallback.to_json()} if fallback else {}),
                 **({"auto": chosen.to_json()} if chosen else {}),
                 **({"guard": guarded.to_json()} if guarded.kept else {}),
                 **({"calibration": self._calibration()} if self.calibration else {}),
@@ -193,11 +215,17 @@ class Line:
                 if (kernels := target.kernels(folder)) is not None:
                     runtime["kernels"] = dict(kernels)
                 _tell(self.progress, f"compare {name} with the original", 0)
-                found = agree_with(target, folder, self.golden, self.model)
+                session = self.runs.record(name, target.open(folder))
+                found = agree(self.golden, session, names, rounding_tolerance(self.model))
                 agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
-                kept = kept if agreement.n else 0
                 manifest["agreement"] = agreement.to_json()
-                manifest["golden"] |= {"n": kept, "tolerance": _golden_tolerance(agreement)}
+            else:
+                _tell(self.progress, f"compare the graph of {name} with the original", 0)
+                found = _agreement_of_graph(lowered, self.golden, names, rounding_tolerance(self.model))
+                agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
+                manifest["agreement"]["graph"] = agreement.to_json()
+            kept = kept if agreement.n else 0
+            manifest["golden"] |= {"n": kept, "tolerance": _golden_tolerance(agreement)}
             (folder / "README.md").write_text(readme(name, manifest), encoding="utf-8")
             write_manifest(folder, manifest, deployed)
             if kept and probe.run.yes:
@@ -211,10 +239,17 @@ class Line:
         return {"samples": len(self.calibration), "kind": self.calibration.kind, "lint": list(self.lint)}
 
     def auto(
-        self, target: Target, out: Path, budget: Budget, score: Samples | None, metrics: Sequence[Metric]
+        self,
+        target: Target,
+        rivals: Sequence[Target],
+        out: Path,
+        budget: Budget,
+        score: Samples | None,
+        metrics: Sequence[Metric],
     ) -> Build:
         """Make a build at every precision of ``target``, and a mix, and keep the one that measuring chooses.
 
+        rivals: the same hardware through other runtimes, whose builds stand beside.
         Raises: RecipeError where nothing can be measured here; BudgetError where no build keeps the budget.
         """
         probe = target.probe()
@@ -222,25 +257,29 @@ class Line:
             reason = self.golden.reason or probe.run.reason
             raise RecipeError(f"-p auto chooses by measuring, and {target} cannot be measured here: {reason}")
         with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
-            cast = partial(self.cast, target, out=Path(folder))
-            samples = score or self.calibration
-            chosen = Auto(
-                target, self.model, self.golden, self.context(target), cast, samples, budget, metrics
-            ).choose()
+
+            def automatic(one: Target) -> Auto:
+                cast, samples = partial(self.cast, one, out=Path(folder)), score or self.calibration
+                return Auto(one, self.model, self.golden, self.context(one), cast, samples, budget, metrics)
+
+            chosen = replace(automatic(target), rivals=[automatic(one) for one in rivals]).choose()
         named = replace(chosen.guarded, recipe=replace(chosen.guarded.recipe, name=AUTO))
-        return self.cast(target, named, out, chosen)
+        return self.cast(chosen.target or target, named, out, chosen, target.label)
 
 
-def agree_with(target: Target, folder: Path, golden: Golden, model: Model) -> Agreement:
-    """Run the build in ``folder`` on the golden inputs and compare with the original."""
-    names = [port.name for port in model.signature.outputs]
-    return agree(golden, target.open(folder), names, rounding_tolerance(model))
+def _agreement_of_graph(lowered: Model, golden: Golden, names: list[str], tolerance: float) -> Agreement:
+    """Run what the target was given on the CPU: what a device that is not here will be held to."""
+    with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
+        try:
+            return agree(golden, open_model(lowered, Path(folder)), names, tolerance)
+        except InputError as error:
+            return Agreement(0, golden.source, 0.0, None, None, tolerance, reason=error.message)
 
 
 def _let_verify_itself(folder: Path) -> None:
     """Run the build's own runner on its golden samples, in a process of its own, as on the user's device.
 
-    What ``agree_with`` compares runs in this process, where a runtime may compute with other settings than alone.
+    What agreement is measured on runs in this process, where a runtime may compute with other settings than alone.
     Raises: PromiseError with what the runner says.
     """
     if (runner := folder / "run.py").is_file():
@@ -356,25 +395,3 @@ def _origin(model: Model) -> dict[str, str]:
 def _tell(progress: Progress | None, what: str, done: int) -> None:
     if progress:
         progress(what, done, 1)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What ``show`` says of a model: what the passes of a recipe would do to it."""
-
-    model: Model
-    lowered: Model
-
-
-def plan(
-    source: Source,
-    target: str = "cpu",
-    precision: str = "fp32",
-    passes: str | None = None,
-    progress: Progress | None = None,
-) -> Plan:
-    """Run the passes of a recipe on a model and write nothing."""
-    kind = target_catalogue.find(target)
-    recipe = Recipe.of(kind, precision) if passes is None else Recipe.parse(passes)
-    model = load(source)
-    return Plan(model, recipe.pipeline.run(model, PassContext(kind.features), progress=progress))

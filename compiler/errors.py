@@ -36,7 +36,7 @@ class RecipeError(PolycastError):
         """Build the error for ``name``, which is none of ``known``."""
         choices = sorted(known)
         near = get_close_matches(name, choices, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(choices)}"
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known: {', '.join(choices) or 'none'}"
         return cls(f"unknown {kind} {name!r}", hint)
 
 

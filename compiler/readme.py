@@ -36,16 +36,20 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
         "",
     ]
     if agreement["n"]:
-        sqnr = "equal" if agreement["sqnr_db"] is None else f"SQNR {agreement['sqnr_db']:.1f} dB"
-        lines.append(
-            f"On {agreement['n']} {agreement['samples']} sample(s), against onnxruntime on the untouched model, "
-            f"its optimizations off: {sqnr}, largest deviation {agreement['worst']:.2g} of the largest value."
-        )
+        lines.append(_beside_the_original(agreement))
     else:
         lines.append(f"Not run: {agreement['not_run']}.")
-    lines += [
-        "",
-        "`golden.npz` holds inputs and reference outputs; `python run.py --verify` checks them on the device.",
-        "",
-    ]
+        graph = agreement.get("graph")
+        if graph and graph["n"]:
+            lines += ["", f"The graph that the kernels were made of, on the CPU: {_beside_the_original(graph)}"]
+    by = "`python run.py --verify`" if any("run.py" in line for line in runtime["how_to_run"]) else "its page"
+    lines += ["", f"`golden.npz` holds inputs and reference outputs; {by} checks them on the device.", ""]
     return "\n".join(lines)
+
+
+def _beside_the_original(agreement: Mapping[str, Any]) -> str:
+    sqnr = "equal" if agreement["sqnr_db"] is None else f"SQNR {agreement['sqnr_db']:.1f} dB"
+    return (
+        f"On {agreement['n']} {agreement['samples']} sample(s), against onnxruntime on the untouched model, "
+        f"its optimizations off: {sqnr}, largest deviation {agreement['worst']:.2g} of the largest value."
+    )

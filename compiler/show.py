@@ -14,9 +14,10 @@ import click
 from polycast import passes, targets
 from polycast.data.feeds import listing
 
+from . import fallback, gate
 from .build import Build, open_build, spell_steps
-from .compile import plan
 from .model import Model, graphs, weights
+from .plan import plan
 
 
 def show(
@@ -74,26 +75,6 @@ def _ops(model: Model) -> dict[str, int]:
     return dict(sorted(ops.items(), key=lambda item: (-item[1], item[0])))
 
 
-def target_table() -> list[dict[str, Any]]:
-    """Every target with its precisions, features and what its probe says of this machine."""
-    rows = []
-    for name, kind in targets.catalogue().items():
-        target = kind()
-        probe = target.probe()
-        rows.append(
-            {
-                "target": name,
-                "precisions": list(target.precisions),
-                "features": sorted(target.features),
-                "hardware": probe.hardware,
-                "evidence": probe.evidence,
-                "build": vars(probe.build),
-                "run": vars(probe.run),
-            }
-        )
-    return rows
-
-
 def pass_table() -> list[dict[str, Any]]:
     """Every pass with its parameters and their defaults, its numerics, its needs, and its first line."""
     return [
@@ -117,8 +98,8 @@ def kernels_line(build: Build) -> str:
     return f"{kernels['integer']} of {kernels['of']} with weights run on integers{floats}"
 
 
-def print_compiled(builds: Sequence[Build]) -> None:
-    """Print what was built, a few lines each."""
+def print_compiled(builds: Sequence[Build], table: gate.Table | None = None) -> None:
+    """Print what was built, a few lines each, and how near they are to each other."""
     for build in builds:
         sites = sum(step["sites"] for step in build.steps)
         skips = sum(len(step["skips"]) for step in build.steps)
@@ -129,11 +110,15 @@ def print_compiled(builds: Sequence[Build]) -> None:
         click.echo(f"  agreement  {agreement_line(build.agreement)}")
         if kernels := kernels_line(build):
             click.echo(f"  kernels    {kernels}")
+        if left := build.manifest.get("fallback"):
+            click.echo(f"  fallback   {fallback.line(left)}")
         for line in build.manifest.get("calibration", {}).get("lint", []):
             click.echo(f"  samples    {line}")
         if auto := build.manifest.get("auto"):
             passed_over = "".join(f"; {precision}: {reason}" for precision, reason in auto["passed_over"].items())
             click.echo(f"  auto       {auto['chosen']}{passed_over}")
+    if table:
+        click.echo(f"\n{table.text()}")
 
 
 def print_verified(path: Path) -> int:
@@ -160,17 +145,6 @@ def _why(build: Build) -> str:
         if not probe.run.yes
         else str(build.agreement.get("not_run", "the build holds no golden sample"))
     )
-
-
-def print_targets(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the table of targets."""
-    for row in rows:
-        click.echo(f"{row['target']:<12}precisions {', '.join(row['precisions'])}")
-        for question in ("build", "run"):
-            answer = row[question]
-            mend = f"; {answer['mend']}" if answer["mend"] else ""
-            click.echo(f"            {question:<5} {'yes' if answer['yes'] else 'no '}  {answer['reason']}{mend}")
-        click.echo(f"            on    {row['hardware'] or 'no such hardware here'} (evidence: {row['evidence']})")
 
 
 def print_passes(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -226,7 +200,9 @@ def size(count: int) -> str:
 def agreement_line(agreement: Mapping[str, Any]) -> str:
     """Spell an agreement in one line."""
     if not agreement["n"]:
-        return f"not run: {agreement['not_run']}"
+        graph = agreement.get("graph")
+        beside = f"; the graph on the CPU: {agreement_line(graph)}" if graph and graph["n"] else ""
+        return f"not run: {agreement['not_run']}{beside}"
     sqnr = "equal" if agreement["sqnr_db"] is None else f"SQNR {agreement['sqnr_db']:.1f} dB"
     top = "" if agreement["same_top1"] is None else f", same top-1 {agreement['same_top1']:.1%}"
     return (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from .errors import InputError, RecipeError
+from .errors import InputError, PolycastError, RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,6 +88,8 @@ class CheckedSession:
             self.signature.check(feeds)
         try:
             outputs = self.call(feeds if type(feeds) is dict else dict(feeds))
+        except PolycastError:
+            raise
         except Exception as error:  # a runtime's own error types share no base class
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"the model does not run on these inputs: {line}") from error
@@ -99,15 +101,19 @@ class CheckedSession:
 class Target(ABC):
     """A kind of hardware that a build is for, and what executes it there: ``cuda:sm_90``, ``cuda:sm_90@onnxruntime``.
 
-    arch: what follows the colon. runtime: what follows the @, one of ``runtimes``; empty for the first of them.
+    arch: what follows the colon, one of ``arches``; empty for the target's own choice.
+    runtime: what follows the @, one of ``runtimes``; empty for the first of them.
     """
 
     name: ClassVar[str]
+    arches: ClassVar[tuple[str, ...]] = ()
     runtimes: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     arch: str = ""
     runtime: str = ""
 
     def __post_init__(self) -> None:
+        if self.arch not in ("", *self.arches):
+            raise RecipeError.unknown(f"architecture of {self.name}", self.arch, self.arches)
         if self.runtime not in ("", *self.runtimes):
             raise RecipeError.unknown(f"runtime of {self.name}", self.runtime, self.runtimes)
         if self.runtime == self.runtimes[0]:
@@ -153,6 +159,20 @@ class Target(ABC):
     def problems(self, model: Model) -> tuple[str, ...]:
         """Name every op and feature of ``model`` that this target lacks: sorted, all at once."""
 
+    def fallback(self, model: Model) -> Mapping[str, str] | None:
+        """Say which nodes of ``model`` the runtime leaves to the CPU: the name of the node -> why.
+
+        Returns: None where the target has no notion of it: all runs where it is for, or nothing does.
+        """
+        return None
+
+    def set_up(self) -> str:
+        """Make what the runtime needs beside what is installed, an environment of its own. Returns: where it is.
+
+        Raises: RecipeError where it needs none; ToolchainError where it cannot be made.
+        """
+        raise RecipeError(f"{self} needs no environment of its own", "polycast targets says what each one needs")
+
     @abstractmethod
     def write(self, model: Model, folder: Path) -> Mapping[str, Any]:
         """Write what a user ships (model, runner, how-to-run lines) into ``folder``.
@@ -167,6 +187,17 @@ class Target(ABC):
         own_process: nothing else runs in this process, as where the build's own runner does. Only then may what holds
         for the whole process be set, such as the floating-point mode. A target that has nothing of the kind ignores it.
         """
+
+    def tuned(self, minutes: float, progress: Callable[[str, int, int], None] | None = None) -> Target:
+        """Give this target, whose ``write`` tries schedules on this machine for so many minutes first.
+
+        Raises: RecipeError with the reason where there is nothing to try, or nothing to try it on.
+        """
+        if not minutes:
+            return self
+        run = self.probe().run
+        reason = f"{self.executor} chooses its kernels itself" if run.yes else run.reason
+        raise RecipeError(f"{self} cannot be tuned here: {reason}", "" if run.yes else run.mend)
 
     def kernels(self, folder: Path) -> Mapping[str, Any] | None:
         """Say which kernels the runtime really takes for the weights of a build, after its own optimization.

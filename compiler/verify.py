@@ -17,6 +17,10 @@ import numpy as np
 Run = Callable[[dict[str, np.ndarray]], list[np.ndarray]]
 
 
+#: Folders that running a build makes, or that its README has the user make.
+_MADE_BESIDE = {"__pycache__", "node_modules"}
+
+
 def verify(folder: Path, run: Run | None) -> list[str]:
     """Give what is wrong with the build in ``folder``; the golden outputs are left out where nothing can run it."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
@@ -37,7 +41,7 @@ def check_files(folder: Path, files: dict[str, Any]) -> list[str]:
                 problems.append(f"{name}: changed: its sha256 is not the manifest's")
     known = {*files, "manifest.json"}
     present = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    added = [p for p in present if p not in known and "__pycache__" not in p]
+    added = [p for p in present if p not in known and not _MADE_BESIDE & set(p.split("/"))]
     return problems + [f"{name}: not in the manifest" for name in sorted(added)]
 
 

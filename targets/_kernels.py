@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import onnx
@@ -11,7 +12,7 @@ import onnx_ir as ir
 from polycast.model import Model
 
 #: End of a kernel's range that has none. Such a kernel serves the version it was written for and no later one.
-_OPEN = 2**31 - 1
+OPEN = 2**31 - 1
 
 
 @cache
@@ -57,6 +58,21 @@ def runnable_opset(model: Model) -> int:
     return opset if opset > 1 else model.opset
 
 
+def equal_opsets(model: Model) -> Iterator[int]:
+    """Yield the opsets, from the model's own downwards, at which every node means the same and has a kernel."""
+    nodes = [node for node in model.graph.graph.all_nodes() if node.domain == ""]
+    for opset in range(model.opset, 0, -1):
+        if not all(_means_the_same(node, opset, model.opset) for node in nodes):
+            return
+        if all(_runs(node, opset) for node in nodes):
+            yield opset
+
+
+def serves(ranges: Iterable[tuple[int, int]], since: int) -> bool:
+    """Whether a kernel of one of ``ranges`` is one for the version of an op that opset ``since`` brought."""
+    return any(first == since or first < since <= last < OPEN for first, last in ranges)
+
+
 def _runs(node: ir.Node, version: int) -> bool:
     if node.op_type == "Constant" and not node.domain:
         return True  # becomes an initializer when a session opens, so it has no kernel
@@ -64,8 +80,7 @@ def _runs(node: ir.Node, version: int) -> bool:
     ranges = _kernels().get((node.domain, node.op_type), ())
     if schema is None:  # com.microsoft has no schemas outside onnxruntime
         return bool(ranges)
-    since = schema.since_version
-    if any(first == since or first < since <= last < _OPEN for first, last in ranges):
+    if serves(ranges, schema.since_version):
         return True
     # An op that ONNX defines by other ops runs as those; the stubs of onnx 1.23 lack both names.
     return bool(schema.has_function or schema.has_context_dependent_function)  # type: ignore[attr-defined]

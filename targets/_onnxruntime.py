@@ -32,7 +32,7 @@ def write(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str, 
     settings: ``graph_optimization_level``, ``session`` entries, and ``own_process`` entries, which hold for a process.
     Returns: the runtime facts for the manifest.
     """
-    _declare(model, _kernels.runnable_opset(model)).write(folder / "model.onnx")
+    declare(model, _kernels.runnable_opset(model)).write(folder / "model.onnx")
     (folder / "run.py").write_bytes(Path(runner.__file__).read_bytes())
     return {
         "name": "onnxruntime",
@@ -44,7 +44,8 @@ def write(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str, 
     }
 
 
-def _declare(model: Model, opset: int) -> Model:
+def declare(model: Model, opset: int) -> Model:
+    """Give ``model`` as one of another opset, at which every node means the same."""
     if opset == model.opset:
         return model
     graph = model.draft()

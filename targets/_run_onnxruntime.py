@@ -64,7 +64,23 @@ def open_session(
     for key, value in (runtime.get("session", {}) | (runtime.get("own_process", {}) if own_process else {})).items():
         options.add_session_config_entry(key, value)
     adjust(options)
-    return ort.InferenceSession(folder / runtime["model"], options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(folder / runtime["model"], options, providers=_providers(ort, runtime))
+
+
+def _providers(ort: Any, runtime: dict[str, Any]) -> list[Any]:
+    """Give the providers of the manifest that this onnxruntime has, and last the CPU, which takes what they leave."""
+    wanted = runtime.get("providers", {})
+    if wanted and hasattr(ort, "preload_dlls"):
+        ort.preload_dlls()  # CUDA's libraries lie in packages of their own, where no loader looks
+    here = [(name, options) for name, options in wanted.items() if name in ort.get_available_providers()]
+    return [*here, "CPUExecutionProvider"]
+
+
+def _warn(folder: Path, session: Any) -> None:
+    """Say so where the device that the build is for is not used."""
+    wanted = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["runtime"].get("providers", {})
+    if missing := [name for name in wanted if name not in session.get_providers()]:
+        print(f"run.py: {', '.join(missing)} is not here: this runs on the CPU", file=sys.stderr)
 
 
 def main() -> int:
@@ -82,6 +98,7 @@ def main() -> int:
         from verify import verify  # type: ignore[import-not-found]  # lies beside this file in a build
 
         session = open_session(folder, options.threads, own_process=True)
+        _warn(folder, session)
         problems = verify(folder, lambda feeds: session.run(None, feeds))
         print("\n".join(problems) if problems else "verified: every file's hash and every golden output")
         return 1 if problems else 0
@@ -94,6 +111,7 @@ def main() -> int:
         print(f"run.py: cannot read {options.input}: {error}", file=sys.stderr)
         return 1
     session = open_session(folder, options.threads, own_process=True)
+    _warn(folder, session)
     names = [output.name for output in session.get_outputs()]
     try:
         outputs = session.run(names, feeds)

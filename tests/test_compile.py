@@ -16,6 +16,7 @@ import polycast
 from polycast import passes
 from polycast.errors import InputError, PassError, PromiseError, RecipeError, UnsupportedError
 from polycast.passbase import Numerics, Pass, PassContext
+from polycast.targetbase import Answer, Probe
 from polycast.targets.cpu import Cpu
 
 
@@ -184,3 +185,24 @@ def test_blame_runs_each_pass_with_what_the_target_has(tmp_path, monkeypatch):
     monkeypatch.setattr("polycast.pipeline.catalogue", lambda: known)
     with pytest.raises(PassError, match=r"^needy moves output"):
         polycast.compile(conv_net(tmp_path / "m.onnx"), passes="clean | needy | fold", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_build_for_a_device_that_is_not_here_is_held_to_what_its_graph_gives(tmp_path, monkeypatch, precision):
+    source = conv_net(tmp_path / "m.onnx")
+    [here] = polycast.compile(source, precision=precision, out=tmp_path / "here")
+    away = Probe(Answer(True, "a compiler"), Answer(False, "no such chip is here", "buy one"), "device")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(Cpu, "probe", lambda _: away)
+        [build] = polycast.compile(source, precision=precision, out=tmp_path / "away")
+    assert build.manifest["evidence"] == "not run"
+    assert build.agreement["not_run"] == "no such chip is here"
+    graph = build.agreement["graph"]
+    assert graph["n"] == here.agreement["n"]
+    assert graph["within_tolerance"] is (precision == "fp32")
+    # On the device the golden outputs are checked, and held to what the graph itself may move them by.
+    golden = build.manifest["golden"]
+    assert golden["n"] == here.manifest["golden"]["n"] > 0
+    assert golden["tolerance"] == pytest.approx(max(graph["tolerance"], 2 * graph["worst"]), rel=1e-2)
+    assert build.verify() == []
+    assert "The graph that the kernels were made of" in (build.path / "README.md").read_text()

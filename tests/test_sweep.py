@@ -264,6 +264,7 @@ def test_what_a_target_lacks_is_refused_and_what_none_has_is_an_error(monkeypatc
     class Narrow:
         precisions = ("fp32",)
         declined: Mapping[str, str] = {"bf16": "it computes in float32 all the same"}
+        label = "narrow"
 
         def recipe(self, name: str) -> str | None:
             return "clean" if name == "fp32" else None

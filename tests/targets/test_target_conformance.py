@@ -30,7 +30,16 @@ from polycast.targets import catalogue, find
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits"
 KINDS = {name: kind for name, kind in catalogue().items() if kind.__module__.startswith("polycast.")}
 TARGETS = {str(each): each for kind in KINDS.values() for runtime in kind.runtimes for each in [kind(runtime=runtime)]}
-BUILDS = [(name, precision) for name, target in TARGETS.items() for precision in target.precisions]
+#: A GPU compiler takes seconds for each: by default it is the first precision of such a target.
+BUILDS = [
+    pytest.param(
+        (name, precision),
+        id=f"{name}-{precision}",
+        marks=[pytest.mark.slow] if target.name != "cpu" and number else [],
+    )
+    for name, target in TARGETS.items()
+    for number, precision in enumerate(target.precisions)
+]
 LIBRARIES = ("matplotlib", "onnxruntime", "openvino", "optimum", "PIL", "torch", "transformers", "tvm")
 
 
@@ -44,7 +53,7 @@ def each_target() -> pytest.MarkDecorator:
 
 
 def each_build() -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("built", BUILDS, ids="-".join, indirect=True)
+    return pytest.mark.parametrize("built", BUILDS, indirect=True)
 
 
 # What a target says.

@@ -1,0 +1,34 @@
+"""What a build for TVM's runtime holds: one library, the weights beside it, and a runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from polycast.model import Model
+
+from . import cross, run_tvm
+from .cpu_arch import Cpu
+from .gpu import Gpu
+from .static import fixed
+
+
+def write(model: Model, gpu: Gpu | Cpu, folder: Path) -> Mapping[str, Any]:
+    """Write lib.so, weights.safetensors and run.py. Returns: the runtime facts for the manifest."""
+    static, by_row = fixed(model)
+    facts = cross.write(static, gpu, folder)
+    (folder / "run.py").write_bytes(Path(run_tvm.__file__).read_bytes())
+    return {
+        "name": "tvm",
+        "versions": {"apache-tvm": version("apache-tvm")},
+        "device": gpu.kind,
+        "library": "lib.so",
+        "weights": "weights.safetensors",
+        "by_row": by_row,
+        **facts,
+        **({"instructions": list(gpu.instructions)} if isinstance(gpu, Cpu) else {}),
+        "needs": f"pip install numpy apache-tvm=={version('apache-tvm')}",
+        "how_to_run": ["python run.py --input x.npz", "python run.py --verify", "python run.py --time"],
+    }

@@ -1,0 +1,229 @@
+"""A model as a Relax function: static shapes, 32-bit integers inside, stored weights left as they are stored."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from polycast.model import Model, Port, name_of
+
+from . import converters
+from .converters import narrow
+from .stored import Keep, Lazy
+
+#: Converters by domain and op type.
+Table = Mapping[tuple[str, str], converters.Convert]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A Relax module with one function ``main(*inputs, *weights)``.
+
+    inputs, outputs: ports with the dtypes that they have inside. weights: by parameter name, in the function's order.
+    """
+
+    module: Any
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    weights: dict[str, np.ndarray]
+
+
+def dynamic(model: Model) -> list[str]:
+    """Name each input without a fixed shape, with what fixes it."""
+    found = []
+    for port in model.signature.inputs:
+        if port.shape is None or not all(isinstance(d, int) for d in port.shape):
+            shape = ",".join(str(d) if isinstance(d, int) else "N" for d in port.shape or ("N",))
+            found.append(f"input {port} has no fixed shape (--shape {port.name}={shape})")
+    return found
+
+
+def problems(model: Model, table: Table = converters.OWN) -> tuple[str, ...]:
+    """Name every op and input that cannot be imported: sorted, all at once."""
+    found = dynamic(model) or _Import(model, table).run()[1]
+    return tuple(sorted(set(found)))
+
+
+def load(model: Model, table: Table = converters.OWN) -> Imported:
+    """Import ``model``, of which ``problems`` names none, by the converters of ``table``."""
+    imported, found = _Import(model, table).run()
+    assert imported is not None, found
+    return imported
+
+
+@dataclass
+class Scope:
+    """What a converter sees: the node, its operands, the block builder, the opset.
+
+    read: gives a value as a Relax expression, or as Lazy. keep: makes an array a parameter.
+    """
+
+    node: ir.Node
+    read: Callable[[ir.Value], Any]
+    bb: Any
+    opset: int
+    keep: Keep
+
+    def operand(self, index: int) -> Any:
+        """Give operand ``index``, stored or not; None where the node has none."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return None if value is None else self.read(value)
+
+    def tensor(self, index: int) -> Any:
+        """Give operand ``index`` as a Relax expression; None where the node has none."""
+        operand = self.operand(index)
+        return operand.tensor(self.bb, self.keep) if isinstance(operand, Lazy) else operand
+
+    def dtype(self, index: int) -> str:
+        """Give the dtype of operand ``index``."""
+        operand = self.operand(index)
+        return operand.dtype if isinstance(operand, Lazy) else str(self.bb.normalize(operand).ty.dtype.dtype)
+
+    def constant(self, index: int) -> np.ndarray | None:
+        """Give operand ``index`` where it is a constant of the model."""
+        value = self.node.inputs[index] if index < len(self.node.inputs) else None
+        return None if value is None or value.const_value is None else value.const_value.numpy()
+
+    def folded(self, array: np.ndarray) -> Any:
+        """Give ``array`` as a constant."""
+        from tvm import relax
+
+        return relax.const(array)
+
+    def by_tvm(self) -> Sequence[Any]:
+        """Convert the node as TVM's own importer does."""
+        return converters.by_tvm(self)
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Give the attribute ``name``, as Python spells it."""
+        found = self.node.attributes.get(name)
+        return default if found is None else found.value
+
+
+@dataclass
+class _Import:
+    model: Model
+    table: Table = field(default_factory=lambda: converters.OWN)
+    values: dict[ir.Value, Any] = field(default_factory=dict)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    parameters: list[Any] = field(default_factory=list)
+    kept: dict[str, Any] = field(default_factory=dict)
+    found: list[str] = field(default_factory=list)
+
+    def run(self) -> tuple[Imported | None, list[str]]:
+        from tvm import relax
+
+        graph = self.model.graph.graph
+        entries = [v for v in graph.inputs if v.name not in graph.initializers]
+        bb = relax.BlockBuilder()
+        variables = [self._variable(v) for v in entries]
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), bb.function("main"):
+            warnings.simplefilter("ignore")
+            with bb.dataflow():
+                for node in graph:
+                    self._convert(node, bb)
+                results = [] if self.found else [self._result(v, bb) for v in graph.outputs]
+                out = bb.emit_output(relax.Tuple(results))
+            bb.emit_func_output(out, [*variables, *self.parameters])
+        if self.found:
+            return None, self.found
+        outputs = [
+            Port(v.name or "", str(r.ty.dtype.dtype), tuple(int(d) for d in r.ty.shape))
+            for v, r in zip(graph.outputs, results, strict=True)
+        ]
+        return Imported(bb.get(), tuple(map(self._port, entries)), tuple(outputs), self.weights), []
+
+    def _result(self, value: ir.Value, bb: Any) -> Any:
+        from tvm import relax
+
+        found = self._read(value)
+        found = found.tensor(bb, self._keep) if isinstance(found, Lazy) else found
+        return bb.normalize(relax.op.shape_to_tensor(found) if isinstance(found, relax.ShapeExpr) else found)
+
+    def _port(self, value: ir.Value) -> Port:
+        port = next(p for p in self.model.signature.inputs if p.name == value.name)
+        return Port(port.name, inside(port.dtype), port.shape)
+
+    def _variable(self, value: ir.Value) -> Any:
+        from tvm import relax
+
+        port = self._port(value)
+        self.values[value] = relax.Var(f"input_{len(self.values)}", relax.TensorType(port.shape, port.dtype))
+        return self.values[value]
+
+    def _keep(self, array: np.ndarray) -> Any:
+        """Make ``array`` a parameter: a constant would be widened when constants are folded."""
+        from tvm import relax
+
+        key = tensor_key(array)
+        if key not in self.kept:
+            name = f"weight_{len(self.weights)}"
+            self.weights[name] = array
+            self.kept[key] = relax.Var(name, relax.TensorType(array.shape, array.dtype.name))
+            self.parameters.append(self.kept[key])
+        return self.kept[key]
+
+    def _read(self, value: ir.Value) -> Any:
+        from tvm import relax
+
+        if value not in self.values:
+            assert value.const_value is not None, value.name
+            self.values[value] = relax.const(narrow(value.const_value.numpy()))
+        return self.values[value]
+
+    def _convert(self, node: ir.Node, bb: Any) -> None:
+        what = f"{node.domain or 'ai.onnx'}.{node.op_type}"
+        convert = converters.find(node, self.table)
+        if convert is None:
+            self._refuse(node, f"{what} (opset {self.model.graph.opset_imports.get(node.domain, '?')})")
+            return
+        if any(v is not None and v not in self.values and v.const_value is None for v in node.inputs):
+            return  # what it reads could not be imported, and was named
+        scope = Scope(node, self._read, bb, self.model.opset, self._keep)
+        try:
+            results = convert(scope)
+        except Exception as error:  # the importer raises whatever its checks raise
+            line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            self._refuse(node, f"{what} at {name_of(node)}: {line}")
+            return
+        for value, result in zip(node.outputs, results, strict=False):
+            self.values[value] = result if isinstance(result, Lazy) else _narrowed(bb, result)
+
+    def _refuse(self, node: ir.Node, why: str) -> None:
+        """Name a node that cannot be imported, and go on behind it where the types of its outputs are known."""
+        from tvm import relax
+
+        self.found.append(why)
+        for value in node.outputs:
+            shape = [d for d in value.shape or () if isinstance(d, int)]
+            if value.shape is not None and len(shape) == len(value.shape) and value.dtype is not None:
+                type_ = relax.TensorType(shape, inside(value.dtype.numpy().name))
+                self.values[value] = relax.Var("missing", type_)
+
+
+def inside(dtype: str) -> str:
+    """Give the dtype that a port has inside: no kernel computes with 64-bit integers."""
+    return {"int64": "int32", "uint64": "uint32"}.get(dtype, dtype)
+
+
+def _narrowed(bb: Any, result: Any) -> Any:
+    from tvm import relax
+
+    result = bb.normalize(result) if isinstance(result, relax.Expr) else result
+    if isinstance(getattr(result, "ty", None), relax.TensorType) and str(result.ty.dtype.dtype) == "int64":
+        return bb.emit(relax.op.astype(result, "int32"))
+    return bb.emit(result) if isinstance(getattr(result, "ty", None), relax.TensorType) else result
+
+
+def tensor_key(array: np.ndarray) -> str:
+    """Give one text for equal arrays, and another for every other."""
+    start = repr((array.dtype.name, array.shape)).encode()
+    return hashlib.sha256(start + np.ascontiguousarray(array).data.tobytes()).hexdigest()

@@ -1,0 +1,47 @@
+"""One shared library from a lowered model: host code, TVM's bytecode, and the kernels as machine code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .lowering import Lowered
+
+
+def write(lowered: Lowered, path: Path) -> None:
+    """Generate code for every kernel and for the host that launches them, and link it into ``path``."""
+    executable(lowered).export_library(str(path), options=["-Wl,--build-id=none", "-s"])
+
+
+def executable(lowered: Lowered) -> Any:
+    """Generate code. Returns: the tvm.relax.VMExecutable."""
+    import tvm
+    from tvm import relax
+
+    target = lowered.gpu.target()
+    # Rewriting storage gives float32 sums the memory of float16 factors, whose type tensor cores then cannot tell.
+    # What is shared is merged by bytes later, all the same.
+    config = {"tirx.disable_storage_rewrite": lowered.gpu.tensor_cores}
+    with target, tvm.transform.PassContext(opt_level=3, config=config):
+        return tvm.compile(lowered.module, target=target, relax_pipeline=_finish(relax))
+
+
+def _finish(relax: Any) -> Any:
+    """Plan memory and turn the calls into bytecode."""
+    import tvm
+
+    return tvm.transform.Sequential(
+        [
+            relax.transform.RewriteDataflowReshape(),
+            relax.transform.ToNonDataflow(),
+            relax.transform.RemovePurityChecking(),
+            relax.transform.CallTIRRewrite(),
+            relax.transform.StaticPlanBlockMemory(),
+            relax.transform.LowerAllocTensor(),
+            relax.transform.KillAfterLastUse(),
+            relax.transform.LowerRuntimeBuiltin(),
+            relax.transform.ComputePrimValue(),
+            relax.transform.VMShapeLower(),
+            relax.transform.AttachGlobalSymbol(),
+        ]
+    )

@@ -1,0 +1,212 @@
+#!/usr/bin/env python3
+"""Run this build with TVM's runtime; nothing else is needed but numpy.
+
+python run.py --input x.npz [--output y.npz]   run the model on arrays saved under the names of its inputs
+python run.py --verify                         check every file's hash, and the golden outputs
+python run.py --time [N]                       time N runs on the golden input
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import mmap
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+#: How safetensors spells dtypes.
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "F16": "float16",
+    "U32": "uint32", "I32": "int32", "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64",
+}  # fmt: skip
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """Map a safetensors file. Returns: arrays by name, which stay in the file until they are read."""
+    with path.open("rb") as file:
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    size = int.from_bytes(data[:8], "little")
+    arrays = {}
+    for name, entry in json.loads(data[8 : 8 + size]).items():
+        begin, end = entry["data_offsets"]
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        flat = np.frombuffer(data, dtype, (end - begin) // dtype.itemsize, 8 + size + begin)
+        arrays[name] = flat.reshape(entry["shape"])
+    return arrays
+
+
+def _flags() -> frozenset[str]:
+    """Give the instruction sets of this CPU, as Linux spells them."""
+    try:
+        return frozenset(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return frozenset()
+
+
+class TvmSession:
+    """A build that is open: its weights are on the device, and it runs on arrays by input name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        runtime = self.manifest["runtime"]
+        if lacking := sorted(set(runtime.get("instructions", ())) - _flags()):
+            raise RuntimeError(f"this build needs instructions that this CPU lacks: {', '.join(lacking)}")
+        os.environ.setdefault("TVM_NUM_THREADS", os.environ.get("POLYCAST_THREADS") or str(os.cpu_count() or 1))
+        os.environ.setdefault("TVM_BIND_THREADS", "0")
+        try:
+            import tvm
+            from tvm.runtime.vm import VirtualMachine
+        except ImportError as error:
+            raise RuntimeError(f"TVM's runtime cannot be imported ({error}): pip install apache-tvm") from error
+
+        self.tensor = tvm.runtime.tensor
+        self.device = tvm.device(runtime["device"], 0)
+        if not self.device.exist:
+            raise RuntimeError(f"this build runs on a {runtime['device']} device, and there is none here")
+        machine = VirtualMachine(tvm.runtime.load_module(str(folder / runtime["library"])), self.device)
+        self.main = machine["main"]
+        self.inside = runtime["inside"]
+        arrays = read_weights(folder / runtime["weights"]) if runtime["parameters"] else {}
+        self.weights = [self.tensor(arrays[name], self.device) for name in runtime["parameters"]]
+        self.slots = [self._slot(**port) for port in self.inside.values()] if runtime["device"] == "cpu" else []
+        self.inputs = self.manifest["signature"]["inputs"]
+        self.outputs = self.manifest["signature"]["outputs"]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once; a batch that the build was not made for is run row by row.
+
+        Raises: ValueError naming the input, for a missing one, or a wrong dtype or shape.
+        """
+        arrays = [self._checked(port, feeds) for port in self.inputs]
+        rows = self._rows(arrays)
+        if rows is None:
+            found = self.compute(arrays)
+        else:
+            parts = [self.compute([array[row : row + 1] for array in arrays]) for row in range(rows)]
+            found = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        return [array.astype(port["dtype"], copy=False) for port, array in zip(self.outputs, found, strict=True)]
+
+    def compute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        """Run the kernels on arrays of the shapes that they were made for."""
+        results = self.main(*self.upload(arrays), *self.weights)
+        if self.slots:
+            return [np.array(np.from_dlpack(result)) for result in results]
+        return [result.numpy() for result in results]
+
+    def upload(self, arrays: list[np.ndarray]) -> list[Any]:
+        """Bring ``arrays`` to the device; on a CPU that is a copy within the same memory."""
+        if self.slots:
+            for (_, view), array in zip(self.slots, arrays, strict=True):
+                view[...] = array
+            return [tensor for tensor, _ in self.slots]
+        return [self.tensor(np.ascontiguousarray(array), self.device) for array in arrays]
+
+    def _slot(self, dtype: str, shape: list[int]) -> tuple[Any, np.ndarray]:
+        """Give a tensor for an input, and its memory as numpy sees it."""
+        tensor = self.tensor(np.zeros(shape, dtype), self.device)
+        return tensor, np.from_dlpack(tensor)
+
+    def _checked(self, port: dict[str, Any], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        name, inside = port["name"], self.inside[port["name"]]
+        if name not in feeds:
+            raise ValueError(f"input {name!r} is missing")
+        array = np.asarray(feeds[name])
+        if array.dtype != np.dtype(port["dtype"]):
+            raise ValueError(f"input {name!r} is {array.dtype}, not {port['dtype']}")
+        shape, batched = inside["shape"], self.manifest["runtime"]["by_row"]
+        fits = array.ndim == len(shape) and all(
+            found == wanted or (batched and axis == 0)
+            for axis, (found, wanted) in enumerate(zip(array.shape, shape, strict=True))
+        )
+        if not fits:
+            raise ValueError(f"input {name!r} has shape {list(array.shape)}, not {shape}")
+        narrow = array.astype(inside["dtype"])
+        if array.dtype.kind in "iu" and narrow.dtype != array.dtype and not np.array_equal(narrow, array):
+            raise ValueError(f"input {name!r} holds numbers that do not fit {inside['dtype']}")
+        return narrow
+
+    def _rows(self, arrays: list[np.ndarray]) -> int | None:
+        if not self.manifest["runtime"]["by_row"] or not arrays or arrays[0].shape[0] == 1:
+            return None
+        counts = {array.shape[0] for array in arrays}
+        if len(counts) > 1:
+            raise ValueError(f"the inputs have batches of {' and '.join(map(str, sorted(counts)))}")
+        return int(counts.pop())
+
+
+def main() -> int:
+    """Run the command line. Returns the exit status: 0 fine, 1 wrong input or a build that does not verify."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, metavar="X.npz", help="arrays by input name, batch axis included")
+    parser.add_argument("--output", type=Path, metavar="Y.npz", help="where the outputs go, by output name")
+    parser.add_argument("--verify", action="store_true", help="check hashes and golden outputs")
+    parser.add_argument("--time", type=int, nargs="?", const=50, metavar="N", help="time N runs on the golden input")
+    options = parser.parse_args()
+    folder = Path(__file__).resolve().parent
+    sys.path.insert(0, str(folder))  # python -I leaves it out
+    sys.dont_write_bytecode = True
+    try:
+        if options.verify:
+            return _verify(folder)
+        if options.time:
+            return _time(folder, options.time)
+        if options.input is None:
+            parser.error("give --input X.npz, or --verify")
+        return _run(folder, options.input, options.output)
+    except (RuntimeError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 1
+
+
+def _verify(folder: Path) -> int:
+    from verify import verify  # type: ignore[import-not-found]  # lies beside this file in a build
+
+    problems = verify(folder, None) or verify(folder, TvmSession(folder).run)
+    print("\n".join(problems) if problems else "verified: every file's hash and every golden output")
+    return 1 if problems else 0
+
+
+def _time(folder: Path, count: int) -> int:
+    session = TvmSession(folder)
+    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
+        feeds = {port["name"]: arrays[f"0/input/{port['name']}"] for port in session.inputs}
+    arguments = session.upload([session._checked(port, feeds)[: _size(session, port)] for port in session.inputs])
+    seconds = []
+    for _ in range(count + 5):
+        started = time.perf_counter()
+        session.main(*arguments, *session.weights)
+        session.device.sync()
+        seconds.append(time.perf_counter() - started)
+    kept = sorted(seconds[5:])
+    print(json.dumps({"n": count, "median_ms": 1e3 * kept[count // 2], "least_ms": 1e3 * kept[0]}))
+    return 0
+
+
+def _size(session: TvmSession, port: dict[str, Any]) -> int | None:
+    shape = session.inside[port["name"]]["shape"]
+    return shape[0] if shape else None
+
+
+def _run(folder: Path, given: Path, output: Path | None) -> int:
+    with np.load(given, allow_pickle=False) as arrays:
+        feeds = {name: arrays[name] for name in arrays.files if name != "label"}
+    session = TvmSession(folder)
+    found = session.run(feeds)
+    names = [port["name"] for port in session.outputs]
+    for name, array in zip(names, found, strict=True):
+        print(f"{name}: {array.dtype} {list(array.shape)}", np.array2string(array, threshold=40, precision=5), sep="\n")
+    if output:
+        with output.open("wb") as file:
+            np.savez(file, **dict(zip(names, found, strict=True)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
