@@ -214,14 +214,14 @@ class Window:
 
         def compute(x: Any, w: Any, *factors: Any) -> Any:
             read = self.gathered(self.padded(x, self.laid.shape[3]), deep) if gathered else self.padded(x, deep)
-            where = (lambda y, x_, ry, rx: (y, x_)) if gathered else self.at
             ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
             k, inner = te.reduce_axis((0, deep // group), "k"), te.reduce_axis((0, group), "inner")
 
             def element(b: Any, y: Any, x_: Any, o: Any, lane: Any) -> Any:
+                pixel = (y, x_) if gathered else self.at(y, x_, ry, rx)
                 if not coded:
-                    return te.sum(read(b, *where(y, x_, ry, rx), k) * w(o, ry, rx, k, lane), axis=[ry, rx, k])
-                code = read(b, *where(y, x_, ry, rx), k * 4 + inner).astype("int32")
+                    return te.sum(read(b, *pixel, k) * w(o, ry, rx, k, lane), axis=[ry, rx, k])
+                code = read(b, *pixel, k * 4 + inner).astype("int32")
                 return te.sum(code * w(o, ry, rx, k, lane, inner).astype("int32"), axis=[ry, rx, k, inner])
 
             sums = te.compute((n, height, width, outs, lanes), element, name="dot")
