@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from models import conv_net, labelled
 
 import polycast
 from polycast.auto import AIM, Auto, Candidate, decide
-from polycast.errors import BudgetError, RecipeError
+from polycast.errors import BudgetError, RecipeError, UnsupportedError
 from polycast.evaluating.budget import Budget
 from polycast.evaluating.losses import Loss
 from polycast.golden import Golden
@@ -208,3 +209,19 @@ def test_nothing_is_chosen_where_nothing_can_be_measured(tmp_path, monkeypatch) 
     ):
         polycast.compile(conv_net(tmp_path / "m.onnx"), precision="auto", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_build_for_another_runtime_stands_beside_and_says_what_it_is_for() -> None:
+    rival = replace(candidate("int8", 1, 1, 1, drop=0.0), target=find("cpu@tvm"))
+    found = decide(field_of(fp32=(2, 2, 2), int8=(1.5, 1.5, 1.5)) | {"tvm int8": rival}, "fp32", NOTHING, {})
+    assert found.target == find("cpu@tvm")
+    assert found.to_json()["chosen"] == "tvm int8"
+    assert found.passed_over["int8"] == "no faster than tvm int8, in turns on this machine"
+
+
+def test_a_rival_that_cannot_be_built_is_passed_over_with_the_reason() -> None:
+    auto = Auto(find("cpu"), None, GOLDEN, PassContext(), lambda _: None)
+    rival = Auto(find("cpu@tvm"), None, GOLDEN, PassContext(), lambda _: None)
+    rival._make = lambda: (_ for _ in ()).throw(UnsupportedError("input x has no fixed shape"))
+    assert auto._made_by(rival) == {}
+    assert auto.reasons == {"tvm": "input x has no fixed shape"}

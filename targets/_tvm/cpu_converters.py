@@ -26,8 +26,9 @@ _ELEMENTWISE = (
 
 def own(cpu: Cpu) -> dict[tuple[str, str], Convert]:
     """Give the converters for ``cpu``, beside those of every target."""
+    table = {**converters.OWN, ("", "Erf"): _erf, ("", "Gelu"): _gelu}
     found: dict[tuple[str, str], Convert] = {
-        ("", op): partial(_elementwise, plain=converters.OWN.get(("", op), converters.by_tvm)) for op in _ELEMENTWISE
+        ("", op): partial(_elementwise, plain=table.get(("", op), converters.by_tvm)) for op in _ELEMENTWISE
     }
     return {
         **converters.OWN,
@@ -41,6 +42,7 @@ def own(cpu: Cpu) -> dict[tuple[str, str], Convert]:
         ("", "GlobalAveragePool"): _mean,
         ("", "MaxPool"): _pool,
         ("", "QuantizeLinear"): _quantize,
+        ("", "Softmax"): _softmax,
         ("", "Transpose"): _transpose,
     }
 
@@ -56,6 +58,41 @@ def _elementwise(scope: Scope, plain: Callable[[Scope], Sequence[Any]]) -> Seque
     given = dict(zip(scope.node.inputs, lasts, strict=True))
     [result] = plain(replace(scope, read=lambda value: given[value]))
     return [Laid(scope.bb.emit(scope.bb.normalize(result)), True)]
+
+
+def _erf(scope: Scope) -> Sequence[Any]:
+    """Give erf as a fraction of polynomials, which registers can be filled with; libm takes one number at a time."""
+    from tvm import topi
+
+    if scope.dtype(0) != "float32":
+        return converters.by_tvm(scope)
+    return [scope.bb.emit_te(topi.fast_erf, scope.tensor(0), primfunc_name_hint="erf")]
+
+
+def _gelu(scope: Scope) -> Sequence[Any]:
+    from tvm import te, tirx, topi
+
+    if scope.dtype(0) != "float32" or scope.attribute("approximate", "none") != "none":
+        return converters.by_tvm(scope)
+
+    def gelu(x: Any) -> Any:
+        def scaled(factor: float) -> Any:
+            return te.compute(x.shape, lambda *at: x(*at) * tirx.const(factor, "float32"), name="scaled")
+
+        half, erf = scaled(0.5), topi.fast_erf(scaled(0.5**0.5))
+        return te.compute(x.shape, lambda *at: half(*at) + half(*at) * erf(*at), name="gelu")
+
+    return [scope.bb.emit_te(gelu, scope.tensor(0), primfunc_name_hint="gelu")]
+
+
+def _softmax(scope: Scope) -> Sequence[Any]:
+    """Give softmax with the exponential as a polynomial."""
+    from tvm import topi
+
+    if scope.dtype(0) != "float32" or scope.opset < 13:
+        return converters.by_tvm(scope)
+    axis = scope.attribute("axis", -1)
+    return [scope.bb.emit_te(topi.nn.fast_softmax, scope.tensor(0), axis, primfunc_name_hint="softmax")]
 
 
 def _last(scope: Scope, index: int) -> Any:
