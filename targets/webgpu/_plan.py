@@ -25,7 +25,8 @@ FORMAT = 1
 
 def write(model: Model, gpu: _tvm.Gpu, folder: Path) -> None:
     """Lower ``model``, whose shapes are fixed, and write it into ``folder``."""
-    plan = static_plan(_tvm.lower(model, gpu))
+    lowered = _tvm.lower(model, gpu)
+    plan = static_plan(lowered)
     with gpu.target() as target:
         kernels = _wgsl.generate(plan, target)
     codes = list(dict.fromkeys(kernels[launch.kernel] for launch in plan.launches))
@@ -33,8 +34,8 @@ def write(model: Model, gpu: _tvm.Gpu, folder: Path) -> None:
     held = _buffers(plan, wide=True)[1]
     table = {
         "format": FORMAT,
-        "inputs": _ports(model.signature.inputs, plan.inputs, plan, held, places),
-        "outputs": _ports(model.signature.outputs, plan.outputs, plan, held, places),
+        "inputs": _ports(model.signature.inputs, lowered.inputs, plan.inputs, plan, held, places),
+        "outputs": _ports(model.signature.outputs, lowered.outputs, plan.outputs, plan, held, places),
         "weights": weights,
         "constants": [[p.buffer, p.offset, p.bytes] for p in dict.fromkeys(places.values())],
         "kernels": [kernel.access for kernel in codes],
@@ -101,19 +102,26 @@ def _bytes(tensor: Tensor, *, wide: bool) -> int:
 
 
 def _ports(
-    ports: tuple[Port, ...], names: tuple[str, ...], plan: Plan, held: dict[str, int], places: dict[str, Place]
+    ports: tuple[Port, ...],
+    inside: tuple[Port, ...],
+    names: tuple[str, ...],
+    plan: Plan,
+    held: dict[str, int],
+    places: dict[str, Place],
 ) -> list[dict[str, Any]]:
-    """Spell inputs or outputs. dtype: what a user gives or gets; stored: what lies in the buffer."""
+    """Spell inputs or outputs. dtype: what a user gives or gets; stored: what lies in the buffer.
+
+    inside: with their shapes; a tensor of the plan has the shape that it had before it was reshaped.
+    """
     found = []
-    for port, name in zip(ports, names, strict=True):
+    for port, shaped, name in zip(ports, inside, names, strict=True):
         constant = plan.constants.get(name)  # an output may be one
-        shape = plan.tensors[name].shape if constant is None else constant.shape
         kept = stored(plan.tensors[name].dtype) if constant is None else constant.dtype.name
         found.append(
             {
                 "name": port.name,
                 "dtype": port.dtype,
-                "shape": list(shape),
+                "shape": list(shaped.shape or ()),
                 "stored": kept,
                 "buffer": _operand(name, held, places),
             }
