@@ -42,8 +42,10 @@ def write(model: Model, gpu: Gpu | Cpu, folder: Path) -> dict[str, Any]:
         words = [sys.executable, "-m", __name__, f"{work}/job.json"]
         done = subprocess.run(words, capture_output=True, text=True, env=environment)
         if done.returncode:
-            said = (done.stderr or done.stdout).strip().splitlines()
-            raise ToolchainError(f"compiling for {gpu.kind} {gpu.arch} failed: {said[-1] if said else ''}")
+            said = (done.stderr or done.stdout).strip()
+            of_a_tool = max(0, said.rfind(nvcc.FAILED))
+            why = said[said.rfind("\n", 0, of_a_tool or len(said)) + 1 :]
+            raise ToolchainError(f"compiling for {gpu.kind} {gpu.arch} failed: {why}")
         found: dict[str, Any] = json.loads(facts.read_text())
         return found
 

@@ -52,12 +52,17 @@ def compile_kernels(code: str, arch: str) -> bytes:
 def run(words: list[str]) -> None:
     """Run a tool.
 
-    Raises: ToolchainError with the command and its stderr.
+    Raises: ToolchainError with the command and its errors, or where it names none, the end of what it says.
     """
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
-        said = (done.stderr or done.stdout).strip().splitlines()[-20:]
-        raise ToolchainError(f"{' '.join(words)} exits with {done.returncode}: " + "\n".join(said))
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        said = [line for line in lines if "error" in line][:8] or lines[-20:]
+        raise ToolchainError(f"{' '.join(words)}{FAILED}{done.returncode}: " + "\n".join(said))
+
+
+#: What stands in the message of a tool that failed, between the command and its exit status.
+FAILED = " exits with "
 
 
 def device() -> Answer:

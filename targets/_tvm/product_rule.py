@@ -84,7 +84,12 @@ def _normalize(sch: Any, main: Any) -> Factors:
     innermost = [set(matmul.undefined_vars(read.region[-1].min)) for read in block.reads]
     along = (bool(innermost[0]) and innermost[0] <= terms, bool(innermost[1]) and innermost[1] <= terms)
     made = {write.source.name for each in sch.get_producers(main) for write in sch.get(each).writes}
-    given = tuple(read.source.name not in made for read in block.reads)
+    given = tuple(
+        # Terms over several axes, as a filter's are, are found by division, which is nothing to do with vectors.
+        read.source.name not in made
+        and not any(terms & set(matmul.undefined_vars(index.min)) for index in list(read.region)[:-1])
+        for read in block.reads
+    )
     half = all(str(read.source.ty.dtype.dtype) == "float16" for read in block.reads)
     operands = [sch.reindex(main, ("read", number)) for number in (0, 1)]
     result = sch.reindex(main, ("write", 0))
