@@ -123,8 +123,7 @@ def test_model_of_the_zoo_is_computed(name: str, precision: str, zoo: Callable[[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("target", GPUS)
-def test_sentence_encoder_is_computed_on_every_gpu(target: str, precision: str, minilm: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int4"])
+def test_sentence_encoder_is_computed(precision: str, minilm: Path, tmp_path: Path) -> None:
     shapes = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), (1, 32))
-    Proof(load(minilm, shapes=shapes), target, tmp_path).hold(precision)
+    Proof(load(minilm, shapes=shapes), "rocm:gfx942", tmp_path).hold(precision)

@@ -22,7 +22,7 @@ def lowered(arrays: list[np.ndarray], compute: Any, tile: tiles.Tile) -> Lowered
 
     tensors = [te.placeholder(a.shape, a.dtype.name, f"x{i}") for i, a in enumerate(arrays)]
     function = te.create_prim_func([*tensors, compute(*tensors)]).with_attr("tirx.noalias", True)
-    scheduled = product_rule.schedule(function, opencl.GPU, tile, tensorize=False)
+    scheduled = product_rule.schedule(function, opencl.any_gpu(), tile, tensorize=False)
     assert scheduled is not None
     bb = relax.BlockBuilder()
     inputs = [relax.Var(f"x{i}", relax.TensorType(a.shape, a.dtype.name)) for i, a in enumerate(arrays)]
@@ -33,7 +33,7 @@ def lowered(arrays: list[np.ndarray], compute: Any, tile: tiles.Tile) -> Lowered
             out = bb.emit_output(relax.call_tir(variable, inputs, relax.TensorType(shape, "float32")))
         bb.emit_func_output(out)
     ports = tuple(Port(f"x{i}", a.dtype.name, a.shape) for i, a in enumerate(arrays))
-    return Lowered(bb.get(), ports, (Port("y", "float32", tuple(shape)),), {}, opencl.GPU)
+    return Lowered(bb.get(), ports, (Port("y", "float32", tuple(shape)),), {}, opencl.any_gpu())
 
 
 def matmul(x: Any, w: Any) -> Any:
@@ -56,7 +56,7 @@ def conv(x: Any, w: Any) -> Any:
 def test_tile_multiplies_matrices_that_do_not_fill_it(tile: tiles.Tile) -> None:
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape).astype(np.float32) for shape in ((37, 150), (75, 150)))
-    [found] = opencl.run(static_plan(lowered([x, w], matmul, tile)), opencl.GPU, [x, w])
+    [found] = opencl.run(static_plan(lowered([x, w], matmul, tile)), opencl.any_gpu(), [x, w])
     want = x.astype(np.float64) @ w.astype(np.float64).T
     # Terms add up one after the other in float32: Higham, section 4.2.
     bound = np.abs(x).astype(np.float64) @ np.abs(w).astype(np.float64).T * 150 * np.finfo(np.float32).eps
@@ -67,7 +67,7 @@ def test_tile_multiplies_matrices_that_do_not_fill_it(tile: tiles.Tile) -> None:
 def test_tile_convolves(tile: tiles.Tile) -> None:
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal((2, 5, 9, 11)).astype(np.float32), rng.standard_normal((19, 5, 3, 3)).astype(np.float32)
-    [found] = opencl.run(static_plan(lowered([x, w], conv, tile)), opencl.GPU, [x, w])
+    [found] = opencl.run(static_plan(lowered([x, w], conv, tile)), opencl.any_gpu(), [x, w])
     padded = np.pad(x.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
     want = np.einsum("ncyxhw,ochw->noyx", windows, w.astype(np.float64))
