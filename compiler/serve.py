@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import webbrowser
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -69,14 +69,12 @@ def served(folder: Path, port: int = 0) -> Iterator[str]:
 
 def show(build: Path, *, browser: bool, say: Callable[[str], object]) -> None:
     """Serve the page of ``build`` until Ctrl-C. browser: whether to open it in one; say: takes the address."""
-    with served(page_of(build)) as url:
+    folder = page_of(build)
+    with suppress(KeyboardInterrupt), served(folder) as url:
         say(url)
         if browser:
             webbrowser.open(url)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            return
+        threading.Event().wait()
 
 
 def page_of(build: Path) -> Path:
