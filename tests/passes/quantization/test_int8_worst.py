@@ -2,39 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from given import Feeds, Given
 from onnx import numpy_helper
 
-from polycast.data.feeds import Sample
 from polycast.model import Model, Origin
 from polycast.passbase import PassContext
 from polycast.passes.quantization._qdq import is_stored, stored
 from polycast.passes.quantization.int8 import Int8
 from polycast.pipeline import apply
 
-Feeds = dict[str, np.ndarray]
 FEATURES = frozenset({"qdq", "u8s8-exact"})
-
-
-@dataclass
-class Given:
-    """Calibration samples that are simply there."""
-
-    feeds: list[Feeds]
-    source: str = "given"
-    kind: str = "arrays"
-
-    def __len__(self) -> int:
-        return len(self.feeds)
-
-    def __iter__(self) -> Iterator[Sample]:
-        return (Sample(feeds, None, f"sample {number}") for number, feeds in enumerate(self.feeds))
 
 
 def model(body: str, weights: Mapping[str, np.ndarray] | None = None, *, inputs: bool = False) -> Model:
