@@ -77,6 +77,8 @@ def opener(made: Mapping[str, Any]) -> Run:
         options.intra_op_num_threads, options.log_severity_level = 1, 4
         plain = ort.InferenceSession(made["path"], options, providers=["CPUExecutionProvider"])
         return lambda feeds: plain.run(None, feeds)
+    if made["kind"] == "tflite":
+        return _tflite(made["path"])
     import openvino
 
     core = openvino.Core()
@@ -85,6 +87,32 @@ def opener(made: Mapping[str, Any]) -> Run:
     def run(feeds: subjects.Feeds) -> list[np.ndarray]:
         found = compiled(feeds)
         return [found[output] for output in compiled.outputs]
+
+    return run
+
+
+def _tflite(path: str) -> Run:
+    """Open a file with one int8 input. What ran last is not quantized again: a camera gives such bytes by itself."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_path=path, num_threads=1)
+    interpreter.allocate_tensors()
+    [port] = interpreter.get_input_details()
+    scale, zero = port["quantization"]
+    last: list[Any] = [None, None]
+
+    def run(feeds: subjects.Feeds) -> list[np.ndarray]:
+        [x] = feeds.values()
+        if last[0] is not x:
+            last[:] = x, np.clip(np.rint(x / scale) + zero, -128, 127).astype(np.int8)
+        interpreter.set_tensor(port["index"], last[1])
+        interpreter.invoke()
+        found = []
+        for output in interpreter.get_output_details():
+            scale_out, zero_out = output["quantization"]
+            codes = interpreter.get_tensor(output["index"])
+            found.append((codes.astype(np.float32) - zero_out) * np.float32(scale_out))
+        return found
 
     return run
 

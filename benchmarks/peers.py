@@ -2,9 +2,11 @@
 """Builds of polycast beside what a user would take instead: score, speed and size on every zoo subject, in one run.
 
 Peers: onnxruntime's quantize_dynamic and quantize_static, and where they are installed (pip install openvino nncf)
-OpenVINO, and NNCF into onnxruntime and into OpenVINO. Each is made and run in a process of its own; they take turns,
-and every ratio is against plain onnxruntime on the untouched model in the same run. Everyone gets the same calibration
-rows, those of the zoo's scorer; for MiniLM, where it has none, lines of a text that it is not scored on.
+OpenVINO, and NNCF into onnxruntime and into OpenVINO; and with --official the int8 files that MLPerf Tiny publishes
+for LiteRT (github.com/mlcommons/tiny, benchmark/training/*/trained_models), named FOLDER/<subject>.tflite. Each is
+made and run in a process of its own; they take turns, and every ratio is against plain onnxruntime on the untouched
+model in the same run. Everyone gets the same calibration rows, those of the zoo's scorer; for MiniLM, where it has
+none, lines of a text that it is not scored on.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import zoo_data
 from zoo_scores import split_calibration
 
 PLAIN = "onnxruntime fp32"
+OFFICIAL = "litert, official int8"
 
 #: Which precisions of polycast stand in the table. With a budget, ``auto`` is compiled with --max-drop.
 OURS = ("fp32", "int8", "int8-dynamic", "auto")
@@ -208,6 +211,9 @@ def measure(subject: str, zoo: Path, options: Any) -> list[Row]:
                 continue
             rows[name].bytes, rows[name].seconds_to_make = made[name]["bytes"], made[name]["seconds"]
             rows[name].note = made[name].get("note", "")
+        if options.official and (file := options.official / f"{subject}.tflite").is_file():
+            made[OFFICIAL] = {"kind": "tflite", "path": str(file)}
+            rows[OFFICIAL] = Row(subject, OFFICIAL, bytes=file.stat().st_size)
         race(made, subject, zoo, options, rows)
     return list(rows.values())
 
@@ -237,6 +243,7 @@ def main() -> int:
     parser.add_argument("--openings", type=int, default=3, help="how often all are opened anew (default: 3)")
     parser.add_argument("--ours", nargs="+", default=list(OURS), metavar="P", help=f"default: {' '.join(OURS)}")
     parser.add_argument("--max-drop", default="1pp", help="what auto may lose (default: 1pp)")
+    parser.add_argument("--official", type=Path, metavar="FOLDER", help="int8 files published for LiteRT")
     parser.add_argument("--json", type=Path, default=subjects.RESULTS / "peers.json")
     parser.add_argument("--make", help=argparse.SUPPRESS)
     parser.add_argument("--serve", help=argparse.SUPPRESS)

@@ -100,18 +100,18 @@ def chosen(wanted: list[str], there: list[str]) -> list[str]:
 
 def machine() -> dict[str, object]:
     """Say what the figures come from: CPU model and versions, nothing that names the machine."""
-    from importlib.metadata import version
+    from importlib.metadata import distributions
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     cpu = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     wide = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx512_fp16", "amx_int8") if flag in flags]
-    packages = ("numpy", "onnx", "onnx-ir", "onnxruntime")
+    packages = {"numpy", "onnx", "onnx-ir", "onnxruntime", "apache-tvm", "ai-edge-litert", "openvino", "nncf"}
     return {
         "cpu": cpu,
         "instructions": wide,
         "python": ".".join(map(str, sys.version_info[:3])),
-        "versions": {name: version(name) for name in packages},
+        "versions": dict(sorted((each.name, each.version) for each in distributions() if each.name in packages)),
     }
 
 
