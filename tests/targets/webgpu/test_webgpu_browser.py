@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -148,8 +149,11 @@ def test_ports_of_every_width(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, want, err_msg=port.name)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8-weights"])
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    # This adapter has no f16, so that an fp16 build runs its float32 kernels: once is enough.
+    [*itertools.product(SMALL, ["fp32", "int8-weights"]), ("mlperftiny/kws.onnx", "fp16")],
+)
 def test_model_of_the_zoo_gives_what_onnxruntime_gives(
     zoo: Callable[[str], Path], name: str, precision: str, tmp_path: Path
 ) -> None:
