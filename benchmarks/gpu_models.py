@@ -31,14 +31,14 @@ def _resnet50(batch: int) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    return _seeded(ResNetForImageClassification, ResNetConfig()), {"pixel_values": torch.randn(batch, 3, 224, 224)}
+    return _logits(ResNetForImageClassification, ResNetConfig()), {"pixel_values": torch.randn(batch, 3, 224, 224)}
 
 
 def _vit(batch: int) -> tuple[Any, dict[str, Any]]:
     import torch
     from transformers import ViTConfig, ViTForImageClassification
 
-    return _seeded(ViTForImageClassification, ViTConfig()), {"pixel_values": torch.randn(batch, 3, 224, 224)}
+    return _logits(ViTForImageClassification, ViTConfig()), {"pixel_values": torch.randn(batch, 3, 224, 224)}
 
 
 #: A decoder of 1.1 billion weights: layers, width, heads, heads of keys, inner width, vocabulary, past tokens.
@@ -97,6 +97,22 @@ def _step_module() -> Any:
             return (self.head(self.norm(x)), *new)
 
     return Step().eval()
+
+
+def _logits(kind: Any, config: Any) -> Any:
+    """Make a classifier that gives its logits alone: torch exports plain tensors."""
+    import torch
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner = kind(config)
+
+        def forward(self, pixel_values: Any) -> Any:
+            return self.inner(pixel_values=pixel_values).logits
+
+    return Logits().eval()
 
 
 def _seeded(kind: Any, config: Any) -> Any:

@@ -32,12 +32,14 @@ SCHEMA = 1
 class Build:
     """One build. ``manifest`` is what stands in manifest.json; the model itself is opened at the first run.
 
-    seconds: wall time that casting it took, None for a build that was read from disk.
+    seconds: wall time that casting it took, None for a build that was read from disk. changed: what is another now
+    than when it was made before.
     """
 
     path: Path
     manifest: Mapping[str, Any]
     seconds: float | None = None
+    changed: tuple[str, ...] = ()
     _session: list[Session] = field(default_factory=list, repr=False, compare=False)
 
     @property

@@ -13,12 +13,11 @@ import click
 
 from . import __version__
 from .errors import BudgetError, PolycastError
-from .options import Shape
+from .options import PATH as _PATH
+from .options import Shape, of_a_device
 
 if TYPE_CHECKING:
     from .progress import Progress
-
-_PATH = click.Path(path_type=Path)
 
 
 @click.group(
@@ -49,7 +48,7 @@ def app(context: click.Context, debug: bool) -> None:
 @click.option("--passes", metavar="TEXT", help='A pipeline in place of -p: "clean | fuse_gelu".')
 @click.option("--calibration", type=_PATH, metavar="C", help="Unlabelled samples that passes may look at.")
 @click.option("--data", type=_PATH, metavar="V", help="Samples that builds are compared on; no pass sees them.")
-@click.option("--shape", "shapes", type=Shape(), multiple=True, help="Fix the shape of an input.")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, help="Fix the shape of an input; ..8: 8 at most.")
 @click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds land in DIR/<target>-<precision>.")
 @click.option("--keep", type=_PATH, metavar="DIR", help="Keep the model after each pass.")
 @click.option("--max-drop", metavar="X", help="Accuracy that -p auto may lose: 1pp, 0.5% or 0.01.")
@@ -58,6 +57,7 @@ def app(context: click.Context, debug: bool) -> None:
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help="What tells the drop; as for evaluate.")
 @click.option("--max-memory", metavar="B", help="What looking at the calibration samples may hold: 2GiB.")
 @click.option("--max-cpu-share", type=float, metavar="P", help="Percent of MACs that may fall back to the CPU.")
+@click.option("--force", is_flag=True, help="Build, though what lies in DIR is up to date.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def compile(
     model: str,
@@ -69,7 +69,7 @@ def compile(
     passes: str | None,
     calibration: Path | None,
     data: Path | None,
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    shapes: tuple[tuple[str, tuple[int | str, ...]], ...],
     out: Path,
     keep: Path | None,
     max_drop: str | None,
@@ -78,6 +78,7 @@ def compile(
     metrics: tuple[str, ...],
     max_memory: str | None,
     max_cpu_share: float | None,
+    force: bool,
     as_json: bool,
 ) -> None:
     """Compile MODEL (an ONNX file, a Hugging Face folder or id) for one or more targets.
@@ -112,6 +113,7 @@ def compile(
             metrics=metrics,
             max_memory=max_memory,
             max_cpu_share=max_cpu_share,
+            force=force,
             progress=progress,
         )
     table = gate.read(out) if len(builds) > 1 else None
@@ -179,7 +181,7 @@ def evaluate(
 @click.option("--max-drop", metavar="X", help="Accuracy that may be lost: 1pp, 0.5% or 0.01.")
 @click.option("--max-size", metavar="B", help="Largest size on disk: 500KB, 2MiB.")
 @click.option("--max-latency", type=float, metavar="MS", help="Largest median latency in ms.")
-@click.option("--shape", "shapes", type=Shape(), multiple=True, help="Fix the shape of an input.")
+@click.option("--shape", "shapes", type=Shape(), multiple=True, help="Fix the shape of an input; ..8: 8 at most.")
 @click.option("--max-memory", metavar="B", help="What looking at the calibration samples may hold: 2GiB.")
 @click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds and report land in DIR.")
 def sweep(
@@ -192,7 +194,7 @@ def sweep(
     max_drop: str | None,
     max_size: str | None,
     max_latency: float | None,
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    shapes: tuple[tuple[str, tuple[int | str, ...]], ...],
     max_memory: str | None,
     out: Path,
 ) -> None:
@@ -260,15 +262,17 @@ def report(sources: tuple[Path, ...], form: str, out: Path | None) -> None:
 
 @app.command()
 @click.argument("build", type=_PATH)
-def verify(build: Path) -> None:
-    """Check BUILD: the hash of every file, and the golden outputs where the target runs here.
+@of_a_device
+def verify(build: Path, **there: Any) -> None:
+    """Check BUILD: the hash of every file, and the golden outputs where the target runs here, or on a device.
 
     \b
     polycast verify out/cpu-fp32
+    polycast verify out/cpu-aarch64-int8 --ssh pi@raspberrypi.local
     """
-    from .show import print_verified
+    from .devices.verify import print_verified
 
-    sys.exit(print_verified(build))
+    sys.exit(print_verified(build, **there))
 
 
 @app.command()

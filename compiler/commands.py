@@ -15,7 +15,7 @@ class Spelling:
     source: object
     data: object
     calibration: object = None
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
     max_memory: str | int | None = None
     metrics: tuple[str, ...] = ()
     limits: Mapping[str, str | float | None] = field(default_factory=dict)

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,22 +20,23 @@ from polycast.calibrating.folder import cache_folder
 from polycast.calibrating.lint import lint
 from polycast.evaluating.budget import Budget, parse_size
 
-from . import gate
+from . import activations, gate, sizes
 from . import verify as verifier
 from .auto import Auto, Choice
+from .blame import agreement_of_graph, golden_tolerance, hold
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
-from .errors import InputError, PassError, PromiseError, RecipeError, ToolchainError, UnsupportedError
+from .errors import InputError, PromiseError, RecipeError, ToolchainError, UnsupportedError
 from .fallback import Fallback
-from .golden import Agreement, Golden, agree, make_golden, own_rounding, rounding_tolerance
+from .golden import Golden, agree, make_golden, rounding_tolerance
 from .guard import Guarded, guard
 from .load import load
+from .making import Data, Making, choosing, folder_of
 from .metrics import Metric, find
-from .model import Model
-from .passbase import Numerics, PassContext
-from .pipeline import Pipeline, Progress
+from .model import Dims, Model
+from .passbase import PassContext
+from .pipeline import Progress
 from .readme import readme
 from .recipe import Recipe
-from .reference import open_model
 from .samples import Samples, open_samples
 from .shares import Shares, count
 from .targetbase import Target
@@ -54,9 +53,9 @@ def compile(
     out: str | Path,
     recipe: str | Path | None = None,
     passes: str | None = None,
-    calibration: str | Path | Samples | None = None,
-    data: str | Path | Samples | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    calibration: Data = None,
+    data: Data = None,
+    shapes: Mapping[str, Dims] | None = None,
     runtime: str = "",
     tune: float = 0.0,
     example_inputs: Any = None,
@@ -68,14 +67,18 @@ def compile(
     max_size: str | int | None = None,
     max_latency: str | float | None = None,
     metrics: Sequence[str | Metric] = (),
+    force: bool = False,
     progress: Progress | None = None,
 ) -> list[Build]:
     """Compile one model for every target at every precision, each into ``out/<target>-<precision>``.
 
+    A build that lies there already, whole and made from the same, is left as it is: its ``seconds`` are None.
+
     source: what ``load`` takes. targets, precision: names, or one text with commas.
     recipe, passes: a TOML file, or a pipeline's text form, in place of precision.
     calibration: what passes may look at, unlabelled. data: what the build is scored on; no pass ever sees it.
-    shapes: fixed shape by input name. runtime: what executes the builds, where a target has several.
+    shapes: by input name a size for each axis: 8, or "..8" for any up to that. runtime: what executes the builds,
+    where a target has several.
     tune: minutes of trying schedules on this machine, for each build; what is found is kept for later ones.
     keep: a folder for the model after each pass.
     max_memory: bytes, or "2GiB", that looking at the calibration samples may hold.
@@ -83,6 +86,7 @@ def compile(
     cache: the folder where what was seen of the samples is kept, so that it is looked at once; None: the user's own.
     max_drop, max_size, max_latency, metrics: the budget of precision ``auto``, and what its drop is told by; as for
     ``evaluate``.
+    force: make every build, whatever lies there.
 
     Returns: the builds, in the order of targets and then of precisions. Of several, ``out/agreement.json`` says how
     near each comes to the original and to each other.
@@ -90,16 +94,23 @@ def compile(
     """
     budget = Budget.parse(max_drop, max_size, max_latency)
     wanted = tuple(find(metric) if isinstance(metric, str) else metric for metric in metrics)
-    chosen = [target_catalogue.find(name, runtime).tuned(tune, progress) for name in _names(targets)]
-    recipes = [_recipes(target, _names(precision), recipe, passes) for target in chosen]
-    if budget != Budget() and all(each is not None for list_of in recipes for each in list_of):
+    asked = _asked(targets, runtime, tune, precision, recipe, passes, progress)
+    if budget != Budget() and all(each.recipe is not None for each in asked):
         raise RecipeError("a budget is given, and nothing to choose by it", "-p auto chooses; polycast evaluate checks")
     _tell(progress, "load", 0)
     model = load(source, example_inputs=example_inputs, shapes=shapes)
-    came_from = Path(model.origin.uri.removeprefix("hf:").partition("?")[0])
-    beside = came_from if came_from.is_dir() else came_from.parent
-    calibrate = _samples(calibration, model, beside, progress)
-    score = _samples(data, model, beside, progress)
+    options = {"max_memory": max_memory, "max_cpu_share": max_cpu_share, "tune": tune}
+    making = Making.of(model, Path(out), calibration=calibration, data=data, **options)
+
+    def facts(each: Asked) -> dict[str, Any]:
+        by = None if each.recipe else choosing(each.target, each.rivals, budget, wanted)
+        return making.facts(each.target, each.recipes, by)
+
+    kept = {} if force or keep else {each: making.kept(each.name, each.target, facts(each)) for each in asked}
+    if builds := gate.up_to_date([kept.get(each) for each in asked], Path(out)):
+        return builds
+    calibrate = _samples(calibration, model, progress)
+    score = _samples(data, model, progress)
     _tell(progress, "run the original", 0)
     golden = make_golden(model, calibrate or score, "calibration" if calibrate else "data")
     line = Line(
@@ -114,18 +125,43 @@ def compile(
         max_cpu_share,
         progress,
     )
-    builds = [
-        line.auto(
-            target, () if runtime or "@" in name else target_catalogue.others(target), Path(out), budget, score, wanted
-        )
-        if each is None
-        else line.cast(target, line.guarded(target, each), Path(out))
-        for name, target, list_of in zip(_names(targets), chosen, recipes, strict=True)
-        for each in list_of
-    ]
+    for each in asked:
+        if kept.get(each) is None:
+            changed = making.changed(each.name, facts(each))
+            if each.recipe is None:
+                build = line.auto(each.target, each.rivals, Path(out), budget, score, wanted)
+            else:
+                build = line.cast(each.target, line.guarded(each.target, each.recipe), Path(out))
+            kept[each] = replace(build, changed=changed)
+            making.keep(each.name, facts(each))  # anew: tuning adds to what later builds are made with
+    builds = [made for each in asked if (made := kept[each])]
     if len(builds) > 1:
         gate.hold(builds, golden, line.runs, Path(out))
     return builds
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One build that is asked for.
+
+    recipe: None where measuring chooses. rivals: the same hardware through other runtimes, which are measured too.
+    """
+
+    target: Target
+    recipe: Recipe | None
+    rivals: tuple[Target, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Name of the build's folder."""
+        return f"{self.target.label}-{self.recipe.name if self.recipe else AUTO}"
+
+    @property
+    def recipes(self) -> list[Recipe]:
+        """What the build may be made by."""
+        if self.recipe:
+            return [self.recipe]
+        return [Recipe.of(target, name) for target in (self.target, *self.rivals) for name in target.precisions]
 
 
 @dataclass(frozen=True)
@@ -182,7 +218,8 @@ class Line:
             _tell(self.progress, f"write {name}", 0)
             runtime = dict(target.write(lowered, folder))
             written = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-            deployed = set(written) - {"run.py"}
+            beside = {"run.py", *runtime.pop("beside", ())}
+            deployed = {name for name in written if name.partition("/")[0] not in beside}
             names = [port.name for port in self.model.signature.outputs]
             kept = self.golden.write(folder / "golden.npz", names)
             if guarded.sensitivity:
@@ -200,6 +237,8 @@ class Line:
                     "reached": after.to_json(),
                     **({"kept": list(guarded.left_out)} if guarded.left_out else {}),
                 },
+                "size": sizes.facts(self.model, lowered),
+                "activations": activations.plan(lowered, next(iter(self.golden.feeds), None)).to_json(),
                 "signature": self.model.signature.to_json(),
                 "steps": spell_steps(lowered.history),
                 "runtime": runtime,
@@ -217,20 +256,20 @@ class Line:
                 _tell(self.progress, f"compare {name} with the original", 0)
                 session = self.runs.record(name, target.open(folder))
                 found = agree(self.golden, session, names, rounding_tolerance(self.model))
-                agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
+                agreement = hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
                 manifest["agreement"] = agreement.to_json()
             else:
                 _tell(self.progress, f"compare the graph of {name} with the original", 0)
-                found = _agreement_of_graph(lowered, self.golden, names, rounding_tolerance(self.model))
-                agreement = _hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
+                found = agreement_of_graph(lowered, self.golden, names, rounding_tolerance(self.model))
+                agreement = hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
                 manifest["agreement"]["graph"] = agreement.to_json()
             kept = kept if agreement.n else 0
-            manifest["golden"] |= {"n": kept, "tolerance": _golden_tolerance(agreement)}
+            manifest["golden"] |= {"n": kept, "tolerance": golden_tolerance(agreement)}
             (folder / "README.md").write_text(readme(name, manifest), encoding="utf-8")
             write_manifest(folder, manifest, deployed)
             if kept and probe.run.yes:
                 _tell(self.progress, f"let {name} verify itself", 0)
-                _let_verify_itself(folder)
+                _let_verify_itself(folder, target)
         _tell(self.progress, f"wrote {name}", 1)
         return Build(out / name, open_build(out / name).manifest, time.perf_counter() - started)
 
@@ -267,98 +306,49 @@ class Line:
         return self.cast(chosen.target or target, named, out, chosen, target.label)
 
 
-def _agreement_of_graph(lowered: Model, golden: Golden, names: list[str], tolerance: float) -> Agreement:
-    """Run what the target was given on the CPU: what a device that is not here will be held to."""
-    with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
-        try:
-            return agree(golden, open_model(lowered, Path(folder)), names, tolerance)
-        except InputError as error:
-            return Agreement(0, golden.source, 0.0, None, None, tolerance, reason=error.message)
-
-
-def _let_verify_itself(folder: Path) -> None:
+def _let_verify_itself(folder: Path, target: Target) -> None:
     """Run the build's own runner on its golden samples, in a process of its own, as on the user's device.
 
     What agreement is measured on runs in this process, where a runtime may compute with other settings than alone.
     Raises: PromiseError with what the runner says.
     """
     if (runner := folder / "run.py").is_file():
-        done = subprocess.run([sys.executable, "-B", runner, "--verify"], capture_output=True, text=True)
+        done = subprocess.run([*target.interpreter, "-B", runner, "--verify"], capture_output=True, text=True)
         if done.returncode:
             said = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
             raise PromiseError(f"the build does not verify itself: python run.py --verify says: {said[-1]}")
-
-
-def _hold(
-    model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, found: Agreement, ctx: PassContext
-) -> Agreement:
-    """Hold a build to the original: rounding at most where no pass is lossy, and never NaN or infinity.
-
-    Raises: PassError naming the pass after which the outputs leave the tolerance; PromiseError on NaN or infinity.
-    """
-    if found.within or not found.n:
-        return found
-    if pipeline.numerics is Numerics.LOSSY:
-        if found.worst == float("inf"):
-            raise PromiseError(
-                f"output {found.output!r} of the build has NaN, infinity or a shape where the original does not",
-                "Give --calibration, so that values out of range are seen and stay in float32",
-            )
-        return found
-    names = [port.name for port in model.signature.outputs]
-    own = own_rounding(model, golden, names)
-    if own == float("inf"):
-        reason = "the original itself gives NaN or infinity, or not, when only its rounding changes"
-        return replace(found, n=0, worst=0.0, reason=reason)
-    tolerance = max(found.tolerance, _AMPLIFY * own)
-    if found.worst <= tolerance:
-        return replace(found, tolerance=tolerance)
-    raise PassError(
-        f"{_blame(model, lowered, golden, tolerance, ctx)} moves output {found.output!r} by {found.worst:.3g} of its "
-        f"largest value; rounding explains {tolerance:.3g}",
-        "This is a bug of ours: run again with --keep DIR to have the model after each pass, and report it",
-    )
-
-
-#: A build may move by this many times what the original itself moves when only its rounding changes.
-_AMPLIFY = 8.0
-
-
-def _golden_tolerance(agreement: Agreement) -> float:
-    """Give what the golden outputs are held to elsewhere: rounding, or for a lossy build twice what it lost here."""
-    return float(f"{max(agreement.tolerance, 2 * agreement.worst):.3g}") if agreement.n else 0.0
-
-
-def _blame(model: Model, lowered: Model, golden: Golden, tolerance: float, ctx: PassContext) -> str:
-    """Find the first pass after which the outputs leave the tolerance, by running the model after each."""
-    names = [port.name for port in model.signature.outputs]
-    stages = [model]
-    for step in lowered.history[len(model.history) :]:
-        stages.append(Pipeline.parse(step.what).run(stages[-1], ctx))
-    for earlier, later in pairwise(stages):
-        if later.digest == earlier.digest:
-            continue
-        with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
-            if not agree(golden, open_model(later, Path(folder)), names, tolerance).within:
-                return later.history[-1].what
-    return "no pass alone, but the runtime,"
 
 
 #: The precision that stands for whichever measuring chooses.
 AUTO = "auto"
 
 
-def _recipes(
-    target: Target, precisions: list[str], recipe: str | Path | None, passes: str | None
-) -> list[Recipe | None]:
-    """Give the recipes that were asked for; None stands for AUTO."""
+def _asked(
+    targets: Sequence[str] | str,
+    runtime: str,
+    tune: float,
+    precision: Sequence[str] | str,
+    recipe: str | Path | None,
+    passes: str | None,
+    progress: Progress | None,
+) -> list[Asked]:
+    """Pair the targets with the recipes. The other runtimes compete where neither spelling names one."""
     if recipe is not None and passes is not None:
         raise RecipeError("both a recipe and passes are given", "Give one of them")
-    if recipe is not None:
-        return [Recipe.read(Path(recipe))]
-    if passes is not None:
-        return [Recipe.parse(passes)]
-    return [None if precision == AUTO else Recipe.of(target, precision) for precision in precisions]
+    asked = []
+    for name in _names(targets):
+        target = target_catalogue.find(name, runtime).tuned(tune, progress)
+        if recipe is not None:
+            asked.append(Asked(target, Recipe.read(Path(recipe))))
+        elif passes is not None:
+            asked.append(Asked(target, Recipe.parse(passes)))
+        else:
+            rivals = () if runtime or "@" in name else target_catalogue.others(target)
+            asked += [
+                Asked(target, None, rivals) if p == AUTO else Asked(target, Recipe.of(target, p))
+                for p in _names(precision)
+            ]
+    return asked
 
 
 def _names(names: Sequence[str] | str) -> list[str]:
@@ -368,12 +358,10 @@ def _names(names: Sequence[str] | str) -> list[str]:
     return list(dict.fromkeys(listed))
 
 
-def _samples(
-    samples: str | Path | Samples | None, model: Model, beside: Path, progress: Progress | None
-) -> Samples | None:
+def _samples(samples: Data, model: Model, progress: Progress | None) -> Samples | None:
     """Open what the user gave. Arrays are read to their end, so that a NaN in the last row is not found after hours."""
     if isinstance(samples, str | Path):
-        samples = open_samples(samples, model.signature, beside=beside)
+        samples = open_samples(samples, model.signature, beside=folder_of(model))
         if samples.kind in ("arrays", "batches"):
             for done, _ in enumerate(samples):
                 if progress and done % 100 == 0:

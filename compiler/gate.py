@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from .build import Build
 from .errors import PromiseError
 from .golden import Golden
+from .kept import sha256_of, write_whole
 from .outputs import position_scores
 from .passbase import Numerics
 from .pipeline import Pipeline
@@ -106,13 +107,17 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Table:
-    """Every build beside the original, then every build beside every other."""
+    """Every build beside the original, then every build beside every other.
+
+    builds: by name, the sha256 of the manifest of each, where they lie in a folder.
+    """
 
     cells: tuple[Cell, ...]
+    builds: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Spell for agreement.json."""
-        return {"cells": [cell.to_json() for cell in self.cells]}
+        return {"cells": [cell.to_json() for cell in self.cells], "builds": dict(self.builds)}
 
     def markdown(self) -> str:
         """Write the table in Markdown."""
@@ -180,16 +185,54 @@ def hold(builds: Sequence[Build], golden: Golden, runs: Runs, out: Path) -> None
 
     Raises: PromiseError naming every pair that leaves its tolerance; the builds stay.
     """
-    table = compare(builds, golden, runs)
-    (out / FILES[0]).write_text(json.dumps(table.to_json(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    (out / FILES[1]).write_text(table.markdown(), encoding="utf-8")
+    for build in builds:
+        if build.agreement["n"] and build.name not in runs.outputs:
+            _run_again(build, golden, runs)
+    table = replace(compare(builds, golden, runs), builds=_manifests(builds))
+    for name, text in _files(table).items():
+        write_whole(out / name, text)
     table.hold()
+
+
+def _files(table: Table) -> dict[str, str]:
+    text = json.dumps(table.to_json(), indent=2, ensure_ascii=False) + "\n"
+    return dict(zip(FILES, (text, table.markdown()), strict=True))
+
+
+def _run_again(build: Build, golden: Golden, runs: Runs) -> None:
+    """Run a build that was kept from an earlier compile."""
+    session = runs.record(build.name, build.open())
+    for feeds in golden.feeds:
+        session.run(feeds)
 
 
 def read(out: Path) -> Table:
     """Read the table that ``hold`` wrote into ``out``."""
-    cells = json.loads((out / FILES[0]).read_text(encoding="utf-8"))["cells"]
-    return Table(tuple(_cell(table) for table in cells))
+    table = json.loads((out / FILES[0]).read_text(encoding="utf-8"))
+    return Table(tuple(_cell(cell) for cell in table["cells"]), table.get("builds", {}))
+
+
+def up_to_date(kept: Sequence[Build | None], out: Path) -> list[Build]:
+    """Give the builds where all of them are there and, of several, ``out`` has the table of these very ones.
+
+    Raises: PromiseError as ``hold`` does, where that table says so.
+    """
+    builds = [build for build in kept if build is not None]
+    if len(builds) < len(kept):
+        return []
+    if len(builds) > 1:
+        try:
+            table, written = read(out), {name: (out / name).read_text(encoding="utf-8") for name in FILES}
+        except (OSError, ValueError, KeyError, TypeError):
+            return []
+        if table.builds != _manifests(builds) or _files(table) != written:
+            return []
+        table.hold()
+    return builds
+
+
+def _manifests(builds: Sequence[Build]) -> dict[str, str]:
+    return {build.name: sha256_of(build.path / "manifest.json") for build in builds}
 
 
 def _cell(table: Mapping[str, Any]) -> Cell:

@@ -1,4 +1,4 @@
-"""Kept: what a sweep has done, beside its builds, each with everything that it was made from."""
+"""Kept: what compiles and sweeps have done, beside the builds, each with everything that it was made from."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from polycast.evaluating.evaluation import Evaluation, Subject
 from polycast.evaluating.refused import Refused
 
+from . import verify as verifier
 from .build import Build, open_build
 from .errors import InputError
 
@@ -57,7 +58,7 @@ def key_of(facts: object) -> str:
 
 @dataclass(frozen=True)
 class Shelf:
-    """The folder of one sweep: builds, and under ``evaluations/`` a record for each."""
+    """A folder of builds, and under ``.polycast/`` a record for each."""
 
     folder: Path
 
@@ -80,14 +81,12 @@ class Shelf:
             return None
 
     def build(self, name: str, record: Record) -> Build | None:
-        """Open the build that ``record`` is about, if it is still the one: same manifest, every file there in full."""
+        """Open the build that ``record`` is about, if it is still the one: same manifest, same files."""
         path = self.folder / name
-        if not record.manifest or _sha256(path / "manifest.json") != record.manifest:
+        if not record.manifest or sha256_of(path / "manifest.json") != record.manifest:
             return None
         build = open_build(path)
-        files: Mapping[str, Any] = build.manifest["files"]
-        whole = all((path / f).is_file() and (path / f).stat().st_size == facts["bytes"] for f, facts in files.items())
-        return build if whole else None
+        return None if verifier.check_files(path, dict(build.manifest["files"])) else build
 
     def evaluation(self, build: Build, record: Record) -> Evaluation:
         """Give the evaluation of ``build``, wherever the folder lay when it was taken."""
@@ -99,7 +98,7 @@ class Shelf:
 
         Raises: InputError when the disk is full or not writable.
         """
-        manifest = _sha256(self.folder / name / "manifest.json") if record.refused is None else ""
+        manifest = sha256_of(self.folder / name / "manifest.json") if record.refused is None else ""
         data = {
             "schema": SCHEMA,
             "key": key_of([record.made_from, record.measured_with]),
@@ -114,10 +113,11 @@ class Shelf:
         write_whole(self._file(name), json.dumps(data, indent=2, ensure_ascii=False) + "\n")
 
     def _file(self, name: str) -> Path:
-        return self.folder / "evaluations" / f"{name}.json"
+        return self.folder / ".polycast" / f"{name}.json"
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Give the sha256 of a file; nothing where there is none."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:

@@ -17,7 +17,7 @@ from polycast.reading.exporters import from_hugging_face, from_torch
 from polycast.reading.normal import normalise
 
 from .errors import InputError
-from .model import Model, Origin, digest
+from .model import Dims, Model, Origin, digest
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ def load(
     source: Source,
     *,
     example_inputs: tuple[Any, ...] | dict[str, Any] | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Mapping[str, Dims] | None = None,
     name: str | None = None,
 ) -> Model:
     """Load a model, at a current opset, with its weights memory-mapped until touched.
@@ -38,7 +38,7 @@ def load(
     (``hf:org/name?task=text-generation-with-past`` names the task too: by default a decoder takes no past); a torch
     module or exported program; an ONNX model in memory. An export is checked against the outputs of the original.
     example_inputs: what a torch module is called with, positional or by name.
-    shapes: input name -> dimensions to fix; a symbol is replaced wherever it occurs.
+    shapes: input name -> sizes, 8 to fix one, "..8" for any up to that; a symbol is replaced wherever it occurs.
     name: what to call the model; by default the name of its file, folder or class.
 
     Returns: the model; one that is loaded already comes back as it is, but for ``shapes`` and ``name``.

@@ -265,10 +265,30 @@ def weights(model: ir.Model) -> Iterator[ir.TensorProtocol]:
                     yield attribute.as_tensor()
 
 
+#: The sizes that an input is given: a number, or ``..8`` for any up to that one.
+Dims = tuple[int | str, ...]
+
+#: What a dimension that may have any size up to some number is called; ONNX knows no bounds, so that the name says it.
+_UP_TO = "upto_"
+
+
+def up_to(most: int) -> str:
+    """Give the symbol of a dimension that has ``most`` at most."""
+    return f"{_UP_TO}{most}"
+
+
+def most_of(dim: int | str) -> int | None:
+    """Give the largest size that ``dim`` may have; None where nothing is said of it."""
+    if isinstance(dim, int):
+        return dim
+    number = dim.removeprefix(_UP_TO)
+    return int(number) if dim.startswith(_UP_TO) and number.isdecimal() else None
+
+
 def _fits(found: tuple[int, ...], wanted: tuple[int | str, ...]) -> bool:
-    return len(found) == len(wanted) and all(
-        f == w or not isinstance(w, int) for f, w in zip(found, wanted, strict=True)
-    )
+    if len(found) != len(wanted):
+        return False
+    return all(f == w if isinstance(w, int) else f <= (most_of(w) or f) for f, w in zip(found, wanted, strict=True))
 
 
 def _port(value: ir.Value) -> Port:

@@ -26,6 +26,8 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
         for port in manifest["signature"][kind]:
             shape = "any" if port["shape"] is None else " × ".join(map(str, port["shape"])) or "scalar"
             lines.append(f"| {kind[:-1]} | `{port['name']}` | {port['dtype']} | {shape} |")
+    if "bytes" in (planned := manifest.get("activations", {})):
+        lines += ["", "## What it takes", "", _takes(planned, manifest)]
     lines += ["", "## What it is", "", "| pass | sites | skipped |", "|---|---|---|"]
     lines += [f"| `{s['pass']}` | {s['sites']} | {len(s['skips'])} |" for s in manifest["steps"]]
     lines += [
@@ -37,14 +39,27 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
     ]
     if agreement["n"]:
         lines.append(_beside_the_original(agreement))
+        if manifest["evidence"] == "emulated":
+            lines += ["", "That was on a stand-in for the device (evidence: emulated): numbers, and no times."]
     else:
         lines.append(f"Not run: {agreement['not_run']}.")
         graph = agreement.get("graph")
         if graph and graph["n"]:
             lines += ["", f"The graph that the kernels were made of, on the CPU: {_beside_the_original(graph)}"]
-    by = "`python run.py --verify`" if any("run.py" in line for line in runtime["how_to_run"]) else "its page"
+    checks = (line for line in runtime["how_to_run"] if "verify" in line or "checks" in line)
+    by = f"`{line.partition('   #')[0]}`" if (line := next(checks, "")) else "its page"
     lines += ["", f"`golden.npz` holds inputs and reference outputs; {by} checks them on the device.", ""]
     return "\n".join(lines)
+
+
+def _takes(planned: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:
+    stored = sum(manifest["size"]["weights"].values())
+    given = ", ".join(f"`{name}` {' × '.join(map(str, dims)) or 'scalar'}" for name, dims in planned["shapes"].items())
+    return (
+        f"Weights of {stored:,} bytes, and for {given} at most {planned['bytes']:,} bytes of activations, inputs and "
+        f"outputs among them, at `{planned['at']}` ({planned['op']}): planned from the graph, beside what the runtime "
+        "takes for itself."
+    )
 
 
 def _beside_the_original(agreement: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from .targetbase import Target
 PROMISES: Mapping[str, Promise] = {
     "fp32": Promise(),
     "fp16": Promise("fp16", weights=0.9, macs=0.9),
+    "fp16-weights": Promise("fp16", weights=0.9),
     "int8": Promise("int8", weights=0.9, macs=0.9),
     "int8-dynamic": Promise("int8", weights=0.9, macs=0.9),
     "int8-weights": Promise("int8", weights=0.9),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import StringIO
 from math import isfinite
@@ -15,10 +15,13 @@ from typing import Any
 from polycast.evaluating.evaluation import Evaluation, Subject
 from polycast.evaluating.refused import Refused
 from polycast.evaluating.scoring import Difference
+from polycast.rendering.agreement import agreement_sheet
 from polycast.rendering.page import Group, page
 from polycast.rendering.sheets import evidence_of, promise_text, sheet
-from polycast.rendering.tables import markdown, terminal
+from polycast.rendering.tables import Sheet, markdown, terminal
+from polycast.rendering.waterfall import byte_sheet
 
+from . import gate
 from .build import Build, open_build
 from .errors import InputError, RecipeError
 from .measure import Measurement
@@ -33,13 +36,15 @@ class Report:
 
     refused: builds that were asked for and are not there. commands: by build, what makes and evaluates it again.
     sensitivity: by build, what each layer loses at its precision, as ``Sensitivity.to_json`` spells it.
-    builds: the builds themselves, where they were read beside their evaluations.
+    agreement: the cells of agreement.json, where builds were compiled together. builds: the builds themselves, where
+    they were read beside their evaluations.
     """
 
     evaluations: tuple[Evaluation, ...]
     refused: tuple[Refused, ...] = ()
     commands: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     sensitivity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    agreement: tuple[Mapping[str, Any], ...] = ()
     builds: tuple[Build, ...] = field(default=(), compare=False, repr=False)
 
     @classmethod
@@ -56,6 +61,7 @@ class Report:
                 own = cls(())
                 for file in sorted(path.glob("*.json")):
                     own = own.joined(_in_file(file, named=False))
+                own = replace(own, agreement=own.agreement + _together(path, [build.name for build in beside]))
                 known = {e.build.name for e in own.evaluations}
                 builds += [build for build in beside if build.path.resolve().name not in known]
                 found = found.joined(own).joined(cls((), builds=tuple(beside)))
@@ -77,6 +83,7 @@ class Report:
             self.refused + other.refused,
             _agreed(self.commands, other.commands),
             _agreed(self.sensitivity, other.sensitivity),
+            self.agreement + other.agreement,
             self.builds + other.builds,
         )
 
@@ -91,7 +98,7 @@ class Report:
             columns = width or shutil.get_terminal_size((80, 24)).columns
             return "\n\n".join(terminal(each, columns, color) for each in sheets) + "\n"
         if form == "md":
-            return "\n\n".join(markdown(each) for each in sheets) + "\n"
+            return "\n\n".join(markdown(each) for group in self._groups() for each in _sheets(group)) + "\n"
         if form == "json":
             return json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
         if form == "csv":
@@ -108,6 +115,7 @@ class Report:
             **({"refused": [each.to_json() for each in self.refused]} if self.refused else {}),
             **({"commands": {name: list(lines) for name, lines in self.commands.items()}} if self.commands else {}),
             **({"sensitivity": {name: dict(t) for name, t in self.sensitivity.items()}} if self.sensitivity else {}),
+            **({"agreement": [dict(cell) for cell in self.agreement]} if self.agreement else {}),
         }
 
     def _groups(self) -> list[Group]:
@@ -126,7 +134,8 @@ class Report:
             builds = self._builds(evaluations)
             manifests = {name: build.manifest for name, build in builds.items()}
             tables = dict(self.sensitivity) or _sensitivities(builds)
-            found.append(Group(tuple(evaluations), refused, manifests, self.commands, tables))
+            near = tuple(cell for cell in self.agreement if cell["build"] in {e.build.name for e in evaluations})
+            found.append(Group(tuple(evaluations), refused, manifests, self.commands, tables, near))
         return found
 
     def _builds(self, evaluations: Sequence[Evaluation]) -> dict[str, Build]:
@@ -151,6 +160,24 @@ class Report:
             rows = [row | ({"seconds": more[row["name"]]} if row["name"] in more else {}) for row in table["layers"]]
             tables[name] = {**table, "layers": rows}
         return replace(self, sensitivity=tables)
+
+
+def _together(folder: Path, builds: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+    """Give what agreement.json in ``folder`` says of ``builds``; nothing where there is none, or it is damaged."""
+    try:
+        cells = gate.read(folder).to_json()["cells"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return tuple(cell for cell in cells if cell["build"] in builds)
+
+
+def _sheets(group: Group) -> Iterator[Sheet]:
+    """Yield what Markdown says of a group: the figures, where the bytes go, and how near the builds are."""
+    yield sheet(group.evaluations, group.refused)
+    if (sizes := byte_sheet(group.manifests)) is not None:
+        yield sizes
+    if group.agreement:
+        yield agreement_sheet(group.agreement)
 
 
 def _agreed(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,6 +237,7 @@ def _in_file(path: Path, *, named: bool) -> Report:
         tuple(Refused.from_json(entry, str(path)) for entry in beside.get("refused", ())),
         {name: tuple(lines) for name, lines in beside.get("commands", {}).items()},
         beside.get("sensitivity", {}),
+        tuple(beside.get("agreement", ())),
     )
 
 

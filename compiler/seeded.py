@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import onnx_ir as ir
 
-from .model import Model, Port
+from .model import Model, Port, most_of
 
 #: Sizes tried for a symbolic dimension whose name says nothing, in this order.
 _SIZES = (16, 64, 224, 512, 1024, 8, 1)
@@ -68,7 +68,7 @@ class _Sizes:
         return self.named(ast.unparse(node), first)
 
     def named(self, symbol: str, first: bool) -> int:
-        return self._known.setdefault(symbol, self._guess(symbol.lower(), first))
+        return self._known.setdefault(symbol, most_of(symbol) or self._guess(symbol.lower(), first))
 
     def _guess(self, symbol: str, first: bool) -> int:
         if self.default is not None:
@@ -96,7 +96,7 @@ def _array(
 
 
 def _index_bound(graph: ir.Graph, name: str) -> int | None:
-    """Give the number of rows of the constant table that input ``name`` indexes, or None."""
+    """Give the number of rows of the constant table that input ``name`` indexes, or is one-hot for; else None."""
     pending = [value for value in graph.inputs if value.name == name]
     while pending:
         for node, index in pending.pop().uses():
@@ -107,6 +107,13 @@ def _index_bound(graph: ir.Graph, name: str) -> int | None:
                     rows = table.shape[axis]
                     if isinstance(rows, int):
                         return rows
-            elif node.op_type in ("Cast", "Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten"):
+            elif node.op_type == "Equal":
+                numbers = ir.convenience.get_const_tensor(node.inputs[1 - index])  # type: ignore[arg-type]
+                if numbers is not None and numbers.size > 1:
+                    return int(numbers.numpy().max()) + 1
+            elif (
+                node.op_type in ("Cast", "Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze")
+                and index == 0
+            ):
                 pending.append(node.outputs[0])
     return None

@@ -103,8 +103,9 @@ def print_compiled(builds: Sequence[Build], table: gate.Table | None = None) -> 
     for build in builds:
         sites = sum(step["sites"] for step in build.steps)
         skips = sum(len(step["skips"]) for step in build.steps)
-        seconds = f" in {build.seconds:.1f} s" if build.seconds is not None else ""
-        click.echo(f"{build.path}  {size(build.bytes)}{seconds}")
+        seconds = f" in {build.seconds:.1f} s" if build.seconds is not None else ", up to date"
+        again = f", again since {' and '.join(build.changed)} changed" if build.changed else ""
+        click.echo(f"{build.path}  {size(build.bytes)}{seconds}{again}")
         click.echo(f"  passes     {sites} sites, {skips} skipped (polycast show {build.path} says why)")
         click.echo(f"  promise    asked {_shares(build.promise['asked'])}; reached {_shares(build.promise['reached'])}")
         click.echo(f"  agreement  {agreement_line(build.agreement)}")
@@ -112,6 +113,8 @@ def print_compiled(builds: Sequence[Build], table: gate.Table | None = None) -> 
             click.echo(f"  kernels    {kernels}")
         if left := build.manifest.get("fallback"):
             click.echo(f"  fallback   {fallback.line(left)}")
+        if (planned := build.manifest.get("activations", {})) and "bytes" in planned:
+            click.echo(f"  memory     activations {size(planned['bytes'])} at {planned['at']}, planned from the graph")
         for line in build.manifest.get("calibration", {}).get("lint", []):
             click.echo(f"  samples    {line}")
         if auto := build.manifest.get("auto"):

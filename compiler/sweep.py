@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,6 @@ from polycast.evaluating.budget import Budget
 from polycast.evaluating.evaluation import Evaluation
 from polycast.evaluating.refused import Refused
 
-from . import fingerprint
 from .build import open_build
 from .commands import Spelling
 from .compile import AUTO, compile
@@ -24,8 +22,9 @@ from .evaluate import evaluate
 from .kept import Record, Shelf, write_whole
 from .layer_costs import layer_costs
 from .load import load
+from .making import Making, choosing, folder_of, machine
 from .metrics import find
-from .model import Model
+from .model import Dims, Model
 from .recipe import Recipe
 from .report import Report
 from .samples import Samples, open_samples
@@ -57,7 +56,7 @@ def sweep(
     max_drop: str | float | None = None,
     max_size: str | int | None = None,
     max_latency: str | float | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    shapes: Mapping[str, Dims] | None = None,
     example_inputs: Any = None,
     max_memory: str | int | None = None,
     seconds: float = 2.0,
@@ -83,8 +82,7 @@ def sweep(
     if progress:
         progress("load", 0, len(asked))
     model = load(source, example_inputs=example_inputs, shapes=shapes)
-    origin = Path(model.origin.uri.removeprefix("hf:").partition("?")[0])
-    beside = origin if origin.is_dir() else origin.parent
+    beside = folder_of(model)
     for samples in (calibration, data):
         if isinstance(samples, str | Path):
             open_samples(samples, model.signature, beside=beside)  # what cannot be read is said before any work
@@ -92,18 +90,9 @@ def sweep(
     run = _Run(
         model,
         beside,
-        Shelf(Path(out)),
+        Making.of(model, Path(out), calibration=calibration, data=data, max_memory=max_memory),
         {"calibration": calibration, "data": data, "max_memory": max_memory},
         {"metrics": list(metrics), **limits, "seconds": seconds},
-        {
-            "model": [model.digest, model.origin.sha256, model.name, origin.name],
-            "calibration": fingerprint.of_data(calibration),
-            "data": fingerprint.of_data(data),
-            "tokenizer": [fingerprint.of_files(beside / name) for name in ("tokenizer.json", "config.json")],
-            "max_memory": max_memory,
-            "polycast": fingerprint.of_package(),
-            "libraries": fingerprint.versions(),
-        },
         budget,
         progress,
         say or (lambda line: None),
@@ -137,8 +126,14 @@ class _Asked:
     @property
     def recipes(self) -> list[Recipe]:
         """What it may be made by: one recipe, all of the target's for AUTO, none where the target does not have it."""
-        names = self.target.precisions if self.precision == AUTO else (self.precision,)
-        return [Recipe.of(self.target, name) for name in names if _has(self.target, name)]
+        if self.precision != AUTO:
+            return [Recipe.of(self.target, self.precision)] if _has(self.target, self.precision) else []
+        return [Recipe.of(target, name) for target in (self.target, *self.rivals) for name in target.precisions]
+
+    @property
+    def rivals(self) -> tuple[Target, ...]:
+        """The same hardware through other runtimes, which compete where measuring chooses."""
+        return () if self.target.runtime else target_catalogue.others(self.target)
 
 
 def _asked(targets: Sequence[str] | str, precision: Sequence[str] | str) -> list[_Asked]:
@@ -175,13 +170,17 @@ class _Run:
 
     model: Model
     beside: Path
-    shelf: Shelf
+    making: Making
     building: Mapping[str, Any]
     measuring: Mapping[str, Any]
-    shared: Mapping[str, Any]
     budget: Budget
     progress: Progress | None
     say: Callable[[str], None]
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where builds and records lie."""
+        return self.making.shelf
 
     def all(self, asked: Sequence[_Asked]) -> list[Evaluation | Refused]:
         """Go through what was asked; what is kept is taken as it is."""
@@ -318,23 +317,14 @@ class _Run:
 
     def made_from(self, each: _Asked) -> dict[str, Any]:
         """Give all that the build of ``each`` depends on."""
-        passes = [one for recipe in each.recipes for one in recipe.pipeline.passes]
-        return {
-            **self.shared,
-            "target": str(each.target),
-            "features": sorted(each.target.features),
-            "recipe": [[recipe.name, str(recipe.pipeline), recipe.promise.asked()] for recipe in each.recipes],
-            "plugins": fingerprint.of_others([each.target, *passes]),
-            **(self.measured_with(each) if each.precision == AUTO else {}),
-        }
+        if each.precision != AUTO:
+            return self.making.facts(each.target, each.recipes)
+        metrics = [find(name) for name in self.measuring["metrics"]]
+        return self.making.facts(each.target, each.recipes, choosing(each.target, each.rivals, self.budget, metrics))
 
     def measured_with(self, each: _Asked) -> dict[str, Any]:
         """Give all that the evaluation of ``each`` depends on beside the build."""
-        return {**self.measuring, "budget": repr(self.budget), "machine": self.machine(each)}
-
-    def machine(self, each: _Asked) -> list[Any]:
-        """Name the hardware, and how much of it may be used."""
-        return [each.target.probe().hardware, os.cpu_count(), os.environ.get("POLYCAST_THREADS")]
+        return {**self.measuring, "budget": repr(self.budget), "machine": machine(each.target)}
 
 
 def _verdict(evaluation: Evaluation) -> str:

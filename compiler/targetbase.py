@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -165,6 +166,19 @@ class Target(ABC):
         Returns: None where the target has no notion of it: all runs where it is for, or nothing does.
         """
         return None
+
+    def made_with(self) -> Mapping[str, object]:
+        """Name what builds depend on beside this package and the libraries that it uses, as JSON can spell it.
+
+        Schedules that were tuned, tools that are called, what is found out about this machine: where any of it changes,
+        a build that is kept is made again.
+        """
+        return {}
+
+    @property
+    def interpreter(self) -> tuple[str, ...]:
+        """The command that starts the Python in which a build's own runner runs here: this one, or an emulator's."""
+        return (sys.executable,)
 
     def set_up(self) -> str:
         """Make what the runtime needs beside what is installed, an environment of its own. Returns: where it is.

@@ -42,18 +42,23 @@ _FEATURES = frozenset({"blocked-qdq", "fp16", "gather-nbits"})
 class GpuTarget(Target):
     """A GPU of one architecture.
 
-    provider: what executes the builds where TVM does not. needs: what a build of TVM's asks for where it runs, where
-    that is not the package on PyPI.
+    providers: what executes the builds where TVM does not, by runtime. needs: what a build of TVM's asks for where it
+    runs, where that is not the package on PyPI.
     """
 
-    runtimes = ("tvm", "onnxruntime")
-    provider: ClassVar[GpuProvider]
+    runtimes: ClassVar[tuple[str, ...]] = ("tvm", "onnxruntime")
+    providers: ClassVar[Mapping[str, GpuProvider]]
     needs: ClassVar[str] = ""
 
     @property
     @abstractmethod
     def gpu(self) -> _tvm.Gpu:
         """What schedules have to know of this architecture."""
+
+    @property
+    @abstractmethod
+    def tool(self) -> str | None:
+        """The path of what makes machine code of kernels; None where it is not here."""
 
     @abstractmethod
     def tools(self) -> Answer:
@@ -65,7 +70,7 @@ class GpuTarget(Target):
 
     @property
     def _provider(self) -> GpuProvider | None:
-        return self.provider if self.executor == "onnxruntime" else None
+        return self.providers.get(self.executor)
 
     @property
     def features(self) -> frozenset[str]:
@@ -100,6 +105,10 @@ class GpuTarget(Target):
     def fallback(self, model: Model) -> Mapping[str, str] | None:
         """See ``Target``."""
         return self._provider.fallback(model) if self._provider else None
+
+    def made_with(self) -> Mapping[str, object]:
+        """See ``Target``."""
+        return {} if self._provider else _tvm.made_with(self.tool)
 
     def set_up(self) -> str:
         """See ``Target``."""

@@ -8,6 +8,8 @@ python run.py --verify                         check every file's hash, and the 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import importlib.util
 import json
 import os
 import sys
@@ -64,7 +66,29 @@ def open_session(
     for key, value in (runtime.get("session", {}) | (runtime.get("own_process", {}) if own_process else {})).items():
         options.add_session_config_entry(key, value)
     adjust(options)
-    return ort.InferenceSession(folder / runtime["model"], options, providers=_providers(ort, runtime))
+    session = ort.InferenceSession(folder / runtime["model"], options, providers=_providers(ort, runtime))
+    return RowByRow(session) if runtime.get("by_row") else session
+
+
+class RowByRow:
+    """A session whose model takes one row: a batch is run row by row. All else is the session's own."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
+    def run(self, names: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once. The inputs have as many rows each, or onnxruntime names the one that does not fit."""
+        rows = len(next(iter(feeds.values())))
+        if rows < 2 or len({len(array) for array in feeds.values()}) > 1:
+            return list(self._session.run(names, feeds))
+        parts = [
+            self._session.run(names, {name: array[row : row + 1] for name, array in feeds.items()})
+            for row in range(rows)
+        ]
+        return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
 
 def _providers(ort: Any, runtime: dict[str, Any]) -> list[Any]:
@@ -72,8 +96,27 @@ def _providers(ort: Any, runtime: dict[str, Any]) -> list[Any]:
     wanted = runtime.get("providers", {})
     if wanted and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()  # CUDA's libraries lie in packages of their own, where no loader looks
-    here = [(name, options) for name, options in wanted.items() if name in ort.get_available_providers()]
+    _preload(runtime.get("preload", {}))
+    here = [(name, _spelt(options)) for name, options in wanted.items() if name in ort.get_available_providers()]
     return [*here, "CPUExecutionProvider"]
+
+
+def _preload(libraries: dict[str, list[str]]) -> None:
+    """Load libraries from the packages that hold them; what is not there, the provider itself names."""
+    for package, names in libraries.items():
+        found = importlib.util.find_spec(package)
+        for folder in (found.submodule_search_locations or ()) if found else ():
+            for name in filter(lambda name: Path(folder, name).is_file(), names):
+                ctypes.CDLL(str(Path(folder, name)), mode=ctypes.RTLD_GLOBAL)
+
+
+def _spelt(options: dict[str, str]) -> dict[str, str]:
+    """Give the options of a provider with folders of this user, which are made."""
+    spelt = {key: str(Path(value).expanduser()) if value.startswith("~") else value for key, value in options.items()}
+    for key, value in options.items():
+        if value.startswith("~"):
+            Path(spelt[key]).mkdir(parents=True, exist_ok=True)
+    return spelt
 
 
 def _warn(folder: Path, session: Any) -> None:

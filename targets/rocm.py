@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from polycast.targetbase import Answer
 
 from . import _tvm
 from ._gpu import GpuTarget
-from ._onnxruntime_gpu import MIGRAPHX
+from ._onnxruntime_gpu import MIGRAPHX, GpuProvider
 from ._tvm import gcn, hsaco
 
 #: The chip that a build most likely meets. Unlike on other GPUs, code for one architecture runs on that one alone.
@@ -24,7 +26,7 @@ class Rocm(GpuTarget):
 
     name = "rocm"
     arches = tuple(gcn.CHIPS)
-    provider = MIGRAPHX
+    providers: ClassVar[Mapping[str, GpuProvider]] = {"onnxruntime": MIGRAPHX}
     needs = f"numpy, and TVM {hsaco.FROM_SOURCE}"
 
     @property
@@ -33,9 +35,14 @@ class Rocm(GpuTarget):
         arch = self.arch or _DEFAULT
         return gcn.CHIPS[arch].gpu(arch)
 
+    @property
+    def tool(self) -> str | None:
+        """See ``GpuTarget``."""
+        return hsaco.linker()
+
     def tools(self) -> Answer:
         """See ``GpuTarget``."""
-        if found := hsaco.linker():
+        if found := self.tool:
             return Answer(True, f"{_tvm.available().reason}, and {found}")
         return Answer(False, "LLD, the linker for code objects, is not installed", "apt install lld")
 

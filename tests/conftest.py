@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -69,3 +70,21 @@ def minilm(zoo: Callable[[str], Path], request: pytest.FixtureRequest) -> Path:
         subprocess.run([sys.executable, "-B", script, source, half_written], check=True)
         half_written.rename(folder / "minilm.onnx")
     return folder / "minilm.onnx"
+
+
+@pytest.fixture(scope="session")
+def sysroot(cache: None, request: pytest.FixtureRequest) -> Any:
+    """Give the sysroot for 64-bit ARM, made once and kept; every target finds it in the cache of this session."""
+    from polycast.environments.sysroot import Sysroot
+    from polycast.errors import ToolchainError
+
+    here = Path(os.environ["POLYCAST_CACHE"], "environments")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POLYCAST_CACHE", str(request.config.cache.mkdir("arm64")))
+        try:
+            made = Sysroot.make()
+        except ToolchainError as error:
+            pytest.skip(str(error))
+    here.mkdir(exist_ok=True)
+    (here / made.folder.name).symlink_to(made.folder)
+    return Sysroot.find()

@@ -109,3 +109,23 @@ def report(*evaluations: Evaluation, **more: Any) -> Report:
     given = evaluations or crowd()
     commands = {e.build.name: (f"polycast compile m.onnx -p {e.build.precision} -o out",) for e in given}
     return replace(Report(given, (REFUSED,), commands, {"cpu-int8": sensitivity()}), **more)
+
+
+def sized(runtime: str = "runner", **more: Any) -> dict[str, Any]:
+    """Make what a manifest says of sizes: 42,000 bytes that became 13,500."""
+    planned = {"bytes": 5000, "least": 5000, "at": "conv<1>", "op": "Conv", "alive": {"x": 5000}, "shapes": {"x": [1]}}
+    return {
+        "runtime": {"name": runtime},
+        "size": {
+            "original": {"bytes": 42_000, "weights": {"fp32": 40_000}},
+            "weights": {"int8": 10_000, "fp32": 1_000},
+            "layers": [{"layer": f"layer{i}", "op": "Conv", "bytes": {"int8": 1_000}} for i in range(11)],
+            "others": {"layers": 2, "bytes": {"fp32": 1}},
+        },
+        "activations": planned,
+        "files": {
+            "model.onnx": {"bytes": 13_500, "deployed": True},
+            "golden.npz": {"bytes": 99_999, "deployed": False},
+        },
+        **more,
+    }

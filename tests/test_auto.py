@@ -180,7 +180,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Time little, in one opening, and let no build verify itself: other tests do."""
     monkeypatch.setattr("polycast.auto.SECONDS", 0.05)
     monkeypatch.setattr("polycast.evaluating.race.HEATS", 1)
-    monkeypatch.setattr(LINE, "_let_verify_itself", lambda _: None)
+    monkeypatch.setattr(LINE, "_let_verify_itself", lambda *_: None)
     monkeypatch.setattr(Cpu, "precisions", ("fp32", "fp16", "int8"))
     monkeypatch.setattr("polycast.targets.others", lambda target: ())
 

@@ -164,7 +164,7 @@ def test_a_model_that_cannot_be_compared_with_itself_says_so(tmp_path, monkeypat
     """Where one unit in the last place turns the original's own outputs into NaN, nothing is accepted or blamed."""
     known = {**passes.catalogue(), "drift": Drift}
     monkeypatch.setattr("polycast.pipeline.catalogue", lambda: known)
-    monkeypatch.setattr(sys.modules["polycast.compile"], "own_rounding", lambda *_: float("inf"))
+    monkeypatch.setattr(sys.modules["polycast.blame"], "own_rounding", lambda *_: float("inf"))
     [build] = polycast.compile(conv_net(tmp_path / "m.onnx"), passes="drift", out=tmp_path / "out")
     assert "when only its rounding changes" in build.agreement["not_run"]
     assert build.manifest["golden"]["n"] == 0

@@ -152,11 +152,20 @@ def test_compile_writes_the_table_prints_it_and_reads_it_again(tmp_path, capsys,
         ("cpu-fp32", "cpu-fp16", 16),
     ]
     assert main(["report", "out"]) == 0
+    capsys.readouterr()
+    for form, said in (
+        ("md", "How near they are to each other**"),
+        ("html", "<h2>How near they are to each other</h2>"),
+    ):
+        assert main(["report", "out", "--format", form]) == 0
+        page = capsys.readouterr().out
+        assert said in page
+        assert "yes, tolerance" in page
 
 
 def test_one_build_needs_no_table(tmp_path):
     polycast.compile(conv_net(tmp_path / "m.onnx"), out=tmp_path / "out")
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["cpu-fp32"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".polycast", "cpu-fp32"]
 
 
 def test_a_target_that_computes_otherwise_fails_the_compile(tmp_path, monkeypatch):

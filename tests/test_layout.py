@@ -21,33 +21,33 @@ RANKS = (
     ("commands", "errors", "options", "progress", "readme", "statistics", "verify"),
     ("model", "plugins", "serve"),
     ("reading", "shares", "seeded", "targetbase"),
-    ("fallback", "profiling", "promise"),
+    ("fallback", "profiling", "promise", "sizes"),
     ("data", "measure", "reference", "load"),
     ("samples",),
-    ("fingerprint", "golden", "outputs", "passbase"),
+    ("activations", "fingerprint", "golden", "outputs", "passbase"),
     ("calibrating",),
     ("environments",),
     ("passes", "targets", "metrics"),
     ("build", "pipeline"),
     ("assignment", "evaluating", "recipe", "sensitivity"),
-    ("guard", "op_times"),
-    ("layer_costs", "mixed"),
+    ("blame", "guard", "kept", "op_times"),
+    ("layer_costs", "making", "mixed"),
     ("auto", "gate", "plan"),
     ("compile",),
-    ("evaluate", "kept", "doctor", "rendering", "show"),
-    ("report",),
+    ("evaluate", "doctor", "rendering", "show"),
+    ("devices", "report"),
     ("sweep",),
     ("__init__",),
     ("cli",),
     ("__main__",),
 )
 #: What lies in one folder has one place; inside it Python itself refuses a circle.
-FOLDERS = ("calibrating", "data", "environments", "evaluating", "passes", "reading", "rendering", "targets")
+FOLDERS = ("calibrating", "data", "devices", "environments", "evaluating", "passes", "reading", "rendering", "targets")
 RANK = {name: row for row, names in enumerate(RANKS) for name in names}
 
 HEAVY = {
-    "matplotlib", "onnxruntime", "onnxscript", "openvino", "optimum", "PIL", "rich", "scipy", "sklearn", "tokenizers",
-    "torch", "transformers", "tvm",
+    "ai_edge_litert", "flatbuffers", "matplotlib", "onnxruntime", "onnxscript", "openvino", "optimum", "PIL", "rich",
+    "scipy", "sklearn", "tokenizers", "torch", "transformers", "tvm",
 }  # fmt: skip
 NOT_FOR_HELP = HEAVY | {"numpy", "onnx", "onnx_ir", "ml_dtypes"}
 

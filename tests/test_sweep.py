@@ -21,7 +21,7 @@ from models import conv_net, labelled, save
 from onnx import TensorProto, helper
 
 from polycast import fingerprint
-from polycast.build import Build
+from polycast.build import Build, write_manifest
 from polycast.cli import main
 from polycast.compile import compile
 from polycast.data.arrays import open_npz
@@ -45,7 +45,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     labelled(Path("test.npz"))
     if "real" not in request.fixturenames:
         monkeypatch.setattr(sweeping, "evaluate", made_up)
-        monkeypatch.setattr(sys.modules["polycast.compile"], "_let_verify_itself", lambda folder: None)
+        monkeypatch.setattr(sys.modules["polycast.compile"], "_let_verify_itself", lambda *_: None)
     monkeypatch.setattr("polycast.evaluating.bench.HEATS", 1)
     return tmp_path
 
@@ -93,7 +93,7 @@ def test_a_second_sweep_does_nothing(calls: list[str]) -> None:
     assert re.fullmatch(r"\[1/2\] cpu-fp32: done \(.+ s; about .+ s left for 1 more\)", said[0])
     assert re.fullmatch(r"\[2/2\] cpu-fp16: done \(.+ s\)", said[1])
     before = files()
-    assert {"cpu-fp32/model.onnx", "evaluations/cpu-fp16.json", *FILES.values()} <= set(before)
+    assert {"cpu-fp32/model.onnx", ".polycast/cpu-fp16.json", *FILES.values()} <= set(before)
     calls.clear()
     said.clear()
     assert run(said=said) == first
@@ -111,7 +111,7 @@ def test_an_interrupted_sweep_goes_on(calls: list[str]) -> None:
         run(progress=stop)
     assert calls == ["compile", "evaluate", "compile"]
     kept = {name: facts for name, facts in files().items() if name.startswith("cpu-fp32/")}
-    assert {name.partition("/")[0] for name in files()} == {"cpu-fp32", "evaluations"}, "nothing half-written"
+    assert {name.partition("/")[0] for name in files()} == {"cpu-fp32", ".polycast"}, "nothing half-written"
     calls.clear()
     said: list[str] = []
     report = run(said=said)
@@ -163,14 +163,14 @@ def another_build_in_its_place() -> dict[str, Any]:
 
 
 def a_damaged_record() -> dict[str, Any]:
-    Path("out/evaluations/cpu-fp32.json").write_text('{"schema": 1, "made')
+    Path("out/.polycast/cpu-fp32.json").write_text('{"schema": 1, "made')
     return {}
 
 
 def a_changed_library() -> dict[str, Any]:
-    record = json.loads(Path("out/evaluations/cpu-fp32.json").read_text())
+    record = json.loads(Path("out/.polycast/cpu-fp32.json").read_text())
     record["made_from"]["libraries"]["onnxruntime"] = "1.0"
-    Path("out/evaluations/cpu-fp32.json").write_text(json.dumps(record))
+    Path("out/.polycast/cpu-fp32.json").write_text(json.dumps(record))
     return {}
 
 
@@ -393,6 +393,8 @@ def test_what_a_layer_costs_in_float_is_measured_once(monkeypatch: pytest.Monkey
         [build] = compile(source, targets, precision, **more)
         if precision == "fp16":
             (build.path / "sensitivity.json").write_text(json.dumps(sensitivity(2)))
+            facts = {name: fact for name, fact in build.manifest.items() if name not in ("schema", "files")}
+            write_manifest(build.path, facts, {"model.onnx"})
         return [build]
 
     monkeypatch.setattr(sweeping, "layer_costs", costs)

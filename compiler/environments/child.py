@@ -6,7 +6,7 @@ import signal
 import subprocess
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -20,14 +20,16 @@ from . import loop
 class Child:
     """The build in ``folder``, opened by ``runner`` under ``python``. It ends with this object, or with this process.
 
-    python: the interpreter of the environment. runner: a file with ``open_session(folder, own_process=…)``.
+    python: the interpreter of the environment, or the command that starts it.
+    runner: a file with ``open_session(folder, own_process=…)``.
     Raises: ToolchainError where the process ends before it answers, with the last line that it says.
     """
 
-    def __init__(self, python: Path, runner: Path, folder: Path) -> None:
+    def __init__(self, python: Path | Sequence[str], runner: Path, folder: Path) -> None:
+        command = [python] if isinstance(python, Path) else [*python]
         self._said: IO[str] = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [python, "-I", "-B", loop.__file__, runner, folder.resolve()],
+            [*command, "-I", "-B", loop.__file__, runner, folder.resolve()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._said,

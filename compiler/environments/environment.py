@@ -18,7 +18,7 @@ from polycast.calibrating.folder import cache_folder
 from polycast.errors import ToolchainError
 
 #: A download that says nothing for so many seconds is given up.
-_PATIENCE = "60"
+PATIENCE = "60"
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Environment:
         Raises: ToolchainError with the last line that pip says, and the command.
         """
         self._parent()
-        with _locked(self.folder.with_suffix(".lock")):
+        with locked(self.folder.with_suffix(".lock")):
             if not self.is_made:
                 self._make()
         return self.folder
@@ -82,7 +82,7 @@ class Environment:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _install(self, python: Path) -> None:
-        command = [sys.executable, "-m", "pip", "--python", str(python), "--timeout", _PATIENCE, "install", "--quiet"]
+        command = [sys.executable, "-m", "pip", "--python", str(python), "--timeout", PATIENCE, "install", "--quiet"]
         command += ["--disable-pip-version-check", "--only-binary=:all:", *self.requirements]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -94,7 +94,7 @@ class Environment:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold ``path`` against every other process. The system lets go of it when this one ends, however it does."""
     with path.open("w") as file:
         if os.name != "nt":  # on Windows a rename onto a folder that is there fails, and the first to finish stays

@@ -10,7 +10,8 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -55,15 +56,24 @@ def main() -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     session = module.open_session(folder, own_process=True)
-    names = [output.name for output in session.get_outputs()]
-    send(answers, {"providers": session.get_providers()})
+    names, providers, run = _of(session, folder)
+    send(answers, {"providers": providers})
     while (message := receive(sys.stdin.buffer)) is not None:
         try:
-            outputs = session.run(names, message[1])
+            outputs = run(message[1])
         except Exception as error:  # a runtime's own error types share no base class
             send(answers, {"error": str(error) or type(error).__name__})
         else:
             send(answers, {}, list(zip(names, map(np.asarray, outputs), strict=True)))
+
+
+def _of(session: Any, folder: Path) -> tuple[list[str], list[str], Callable[[Any], Any]]:
+    """Give the names of the outputs, the providers, and what runs the model: onnxruntime is asked by name."""
+    if hasattr(session, "get_outputs"):
+        names = [output.name for output in session.get_outputs()]
+        return names, session.get_providers(), partial(session.run, names)
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    return [port["name"] for port in manifest["signature"]["outputs"]], [], session.run
 
 
 if __name__ == "__main__":

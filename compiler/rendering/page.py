@@ -16,12 +16,14 @@ from polycast.evaluating.evaluation import Evaluation
 from polycast.evaluating.refused import Refused
 
 from .advice import Advice, advise
+from .agreement import agreements
 from .details import details, measured_how
 from .heatmap import heatmap
 from .panels import panels
 from .prose import boxed, prose
 from .sheets import met_lines, missed_lines, sheet
 from .tables import Cell, Column, Sheet
+from .waterfall import waterfalls
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Group:
     """What was held against one original on one set of samples, and what was refused beside it.
 
     By name of the build, as far as they are there: its manifest, the commands that make it again, and what each of
-    its layers loses.
+    its layers loses. agreement: the cells of agreement.json, each build beside the original and beside each other.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -37,6 +39,7 @@ class Group:
     manifests: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     commands: Mapping[str, Sequence[str]] = field(default_factory=dict)
     sensitivity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    agreement: Sequence[Mapping[str, Any]] = ()
 
 
 def page(groups: Sequence[Group], data: Mapping[str, Any]) -> str:
@@ -84,6 +87,8 @@ def _group(group: Group) -> str:
             panels(group.evaluations),
             _table(group),
             details(group.evaluations, group.refused, group.manifests, group.commands),
+            waterfalls(group.manifests),
+            agreements(group.agreement),
             heatmap(list(group.sensitivity.values())),
             "</section>",
         ]

@@ -7,18 +7,34 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polycast.calibrating.folder import cache_folder
 from polycast.errors import InputError, ToolchainError
+from polycast.fingerprint import of_files
 from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession, Probe
 
 from . import cpu_arch
-from .cpu_arch import Cpu, this_cpu
+from .cpu_arch import NEON, Cpu, this_cpu
 from .gpu import Gpu
 
 if TYPE_CHECKING:
     from .lowering import Lowered
 
-__all__ = ["Cpu", "Gpu", "available", "lower", "open_build", "probe_cpu", "problems", "this_cpu", "tune", "write"]
+__all__ = [
+    "NEON",
+    "Cpu",
+    "Gpu",
+    "available",
+    "available_for",
+    "lower",
+    "made_with",
+    "open_build",
+    "probe_cpu",
+    "problems",
+    "this_cpu",
+    "tune",
+    "write",
+]
 
 
 def available() -> Answer:
@@ -29,9 +45,17 @@ def available() -> Answer:
         return Answer(False, "apache-tvm is not installed", "pip install polycast[tvm]")
 
 
+def available_for(cpu: Cpu) -> Answer:
+    """Say whether TVM can be imported here, and whether what links for ``cpu`` is here."""
+    from . import linking
+
+    tvm, linker = available(), linking.available(cpu)
+    return Answer(True, f"{tvm.reason}, and {linker.reason}") if tvm.yes and linker.yes else linker if tvm.yes else tvm
+
+
 def probe_cpu(cpu: Cpu, hardware: str) -> Probe:
     """Say whether builds for ``cpu`` can be made and run here; hardware: the name of this machine's own."""
-    return cpu_arch.probe(cpu, hardware, available())
+    return cpu_arch.probe(cpu, hardware, available_for(cpu), available())
 
 
 def problems(model: Model, cpu: Cpu | None = None) -> tuple[str, ...]:
@@ -39,6 +63,16 @@ def problems(model: Model, cpu: Cpu | None = None) -> tuple[str, ...]:
     from . import converters, cpu_converters, frontend, static
 
     return frontend.problems(static.fixed(model)[0], cpu_converters.own(cpu) if cpu else converters.OWN)
+
+
+def made_with(tool: str | None = None) -> dict[str, object]:
+    """Name what TVM's builds depend on: the schedules that were tuned on this machine, and a tool that links them."""
+    there = Path(tool) if tool else None
+    about = there.stat() if there and there.is_file() else None
+    return {
+        "tuned": of_files(cache_folder() / "tuned"),
+        "tool": [str(there), about.st_size, about.st_mtime_ns] if about else tool,
+    }
 
 
 def tune(model: Model, cpu: Cpu, minutes: float, tell: Callable[[str, int, int], None] | None) -> None:

@@ -12,23 +12,23 @@ from polycast.model import Model
 from . import cross, run_tvm
 from .cpu_arch import Cpu
 from .gpu import Gpu
-from .static import fixed
+from .static import bound, fixed
 
 
 def write(model: Model, gpu: Gpu | Cpu, folder: Path) -> Mapping[str, Any]:
     """Write lib.so, weights.safetensors and run.py. Returns: the runtime facts for the manifest."""
     static, by_row = fixed(model)
-    facts = cross.write(static, gpu, folder)
+    most = bound(model)
+    facts = cross.write({1: static} | ({most: fixed(model, most)[0]} if most else {}), gpu, folder)
     (folder / "run.py").write_bytes(Path(run_tvm.__file__).read_bytes())
     return {
         "name": "tvm",
         "versions": {"apache-tvm": version("apache-tvm")},
         "device": gpu.kind,
-        "library": "lib.so",
         "weights": "weights.safetensors",
         "by_row": by_row,
         **facts,
-        **({"instructions": list(gpu.instructions)} if isinstance(gpu, Cpu) else {}),
+        **({"machine": gpu.machine, "instructions": list(gpu.instructions)} if isinstance(gpu, Cpu) else {}),
         "needs": f"pip install numpy apache-tvm=={version('apache-tvm')}",
         "how_to_run": ["python run.py --input x.npz", "python run.py --verify", "python run.py --time"],
     }

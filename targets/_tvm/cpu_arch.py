@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +14,16 @@ from polycast.targetbase import Answer, Probe
 class Cpu:
     """One kind of CPU.
 
-    arch: ``vnni`` (AVX-512 with VNNI), ``avx512``, ``avx2``, or ``generic``, what every CPU of ``machine`` has.
-    machine: as ``platform.machine`` spells it.
+    arch: ``vnni`` (AVX-512 with VNNI), ``avx512``, ``avx2``, ``neon`` (ARMv8.0), or ``generic``, what every CPU of
+    ``machine`` has.
+    machine: as ``platform.machine`` spells it. system: what follows it in the triple that LLVM knows the system by.
     """
 
     arch: str
     machine: str = "x86_64"
     kind: str = "cpu"
     tensor_cores: bool = False
+    system: str = "linux-gnu"
 
     @property
     def lanes(self) -> int:
@@ -33,7 +33,7 @@ class Cpu:
     @property
     def registers(self) -> int:
         """Sums that a tile may hold; the other registers are for what is multiplied."""
-        return {"vnni": 24, "avx512": 24, "avx2": 12}.get(self.arch, 12)
+        return {"vnni": 24, "avx512": 24, "avx2": 12, "neon": 24}.get(self.arch, 12)
 
     @property
     def multiplies_bytes(self) -> bool:
@@ -50,7 +50,7 @@ class Cpu:
         """Give the tvm.target.Target."""
         import tvm
 
-        options: dict[str, Any] = {"kind": "llvm", "num-cores": 1, "mtriple": f"{self.machine}-linux-gnu"}
+        options: dict[str, Any] = {"kind": "llvm", "num-cores": 1, "mtriple": f"{self.machine}-{self.system}"}
         if chip := _CHIPS.get(self.arch):
             options |= {"mcpu": chip, "mattr": ["-prefer-256-bit"]} if self.lanes == 16 else {"mcpu": chip}
         return tvm.target.Target(options)
@@ -64,20 +64,23 @@ class Cpu:
 _CHIPS = {"vnni": "cascadelake", "avx512": "skylake-avx512", "avx2": "haswell"}
 
 
+#: What every 64-bit ARM has. Products of bytes (sdot) came with ARMv8.2, and a Raspberry Pi 4 has none.
+NEON = Cpu("neon", "aarch64")
+
+
 def this_cpu() -> Cpu:
     """Give the kind of CPU that this machine has."""
     machine = platform.machine().lower()
+    if machine in ("aarch64", "arm64"):
+        return NEON
     if machine not in ("x86_64", "amd64"):
         return Cpu("generic", machine)
     known = flags()
     return next((cpu for arch in _CHIPS if known.issuperset((cpu := Cpu(arch)).instructions)), Cpu("generic"))
 
 
-def probe(cpu: Cpu, hardware: str, tvm: Answer) -> Probe:
-    """Say whether builds for ``cpu`` can be made and run here; tvm: whether TVM can be imported."""
-    build = run = tvm
-    if build.yes and not any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++", "c++")))):
-        build = Answer(False, "no C++ compiler is here to link with", "apt install g++, or set CXX")
+def probe(cpu: Cpu, hardware: str, build: Answer, run: Answer) -> Probe:
+    """Say whether builds for ``cpu`` can be made and run here; run: whether any can."""
     if run.yes and (lacking := sorted(set(cpu.instructions) - flags())):
         run = Answer(False, f"this CPU has no {', '.join(lacking)}", "-t cpu compiles for this machine")
     return Probe(build, run, "device", hardware)

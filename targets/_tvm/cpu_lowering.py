@@ -24,18 +24,23 @@ def lower(model: Model, cpu: Cpu, tiles: Mapping[str, Tile] = MappingProxyType({
     import tvm
 
     imported, module = _fused(model, cpu)
+    tuned = {key: tiles[key] for key in _workloads(module).keys() & tiles.keys()} if tiles else {}
     with cpu.target(), tvm.transform.PassContext(opt_level=3):
-        module = cpu_rules.schedule(module, cpu, tiles)
-    return Lowered(module, imported.inputs, imported.outputs, imported.weights, cpu)
+        module = cpu_rules.schedule(module, cpu, tuned)
+    return Lowered(module, imported.inputs, imported.outputs, imported.weights, cpu, tuned)
 
 
 def kernels(model: Model, cpu: Cpu) -> dict[str, Any]:
     """Give the kernels of ``model`` that have tiles, by workload, before they are scheduled."""
+    _, module = _fused(model, cpu)
+    return {key: each for key, each in _workloads(module).items() if cpu_rules.tiles(each, cpu)}
+
+
+def _workloads(module: Any) -> dict[str, Any]:
     from tvm import tirx
 
-    _, module = _fused(model, cpu)
     functions = [each for each in module.functions.values() if isinstance(each, tirx.PrimFunc)]
-    return {cpu_rules.workload(each): each for each in functions if cpu_rules.tiles(each, cpu)}
+    return {cpu_rules.workload(each): each for each in functions}
 
 
 def _fused(model: Model, cpu: Cpu) -> tuple[Imported, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from . import linking
+from .cpu_arch import Cpu
 from .lowering import Lowered
 
 
 def write(lowered: Lowered, path: Path) -> None:
     """Generate code for every kernel and for the host that launches them, and link it into ``path``."""
-    executable(lowered).export_library(str(path), options=["-Wl,--build-id=none", "-s"])
+    link = linking.linker(lowered.gpu) if isinstance(lowered.gpu, Cpu) else None
+    executable(lowered).export_library(str(path), fcompile=link, options=None if link else list(linking.OPTIONS))
 
 
 def executable(lowered: Lowered) -> Any:

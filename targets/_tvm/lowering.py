@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ class Lowered:
 
     module: Relax ``main(*inputs, *weights)``, which calls scheduled TIR functions in order, and those functions.
     inputs, outputs: ports with their dtypes inside. weights: by parameter name, in the order of the parameters.
+    tuned: by workload, what was measured on this machine and is used for it.
     """
 
     module: Any
@@ -27,6 +29,7 @@ class Lowered:
     outputs: tuple[Port, ...]
     weights: dict[str, np.ndarray]
     gpu: Gpu | Cpu
+    tuned: Mapping[str, Any] = field(default_factory=dict)
 
 
 def lower(model: Model, gpu: Gpu) -> Lowered:

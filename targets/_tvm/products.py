@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import matvec
 from .stored import Stored
 
 if TYPE_CHECKING:
@@ -56,33 +58,50 @@ def _weight_product(scope: Scope, a: Any, weight: np.ndarray) -> Any:
     """Multiply by weight: [N, K]; what the threads of a row read lies beside each other, whatever the file has."""
     from tvm import relax
 
-    return _by_rows(scope, a, weight.shape, lambda w: w, [relax.const(np.ascontiguousarray(weight))], "matmul")
+    weight = np.ascontiguousarray(weight)
+    rows = _lead(a)
+    if prod(rows) == 1:
+        return _emit(scope, a, matvec.dense(weight).times(rows), [relax.const(weight)], "matvec")
+    return _emit(scope, a, _by_rows(rows, weight.shape, lambda w: w), [relax.const(weight)], "matmul")
 
 
 def _stored_product(scope: Scope, a: Any, b: Stored) -> Any:
     """Multiply by b: [N, K], which is widened as it is read."""
-    return _by_rows(scope, a, b.shape, b.widened, b.operands(scope.keep), "stored_matmul")
+    rows = _lead(a)
+    if prod(rows) == 1 and (matrix := matvec.packed(b)) is not None:
+        return _emit(scope, a, matrix.times(rows), b.operands(scope.keep), "stored_matvec")
+    return _emit(scope, a, _by_rows(rows, b.shape, b.widened), b.operands(scope.keep), "stored_matmul")
 
 
-def _by_rows(
-    scope: Scope, a: Any, shape: tuple[int, ...], matrix: Callable[..., Any], operands: list[Any], name: str
-) -> Any:
-    """Multiply by a matrix of ``shape`` [N, K] that ``matrix`` makes of ``operands``, and add up in float32."""
-    from tvm import relax, te
+def _lead(a: Any) -> list[int]:
+    """Give all axes of ``a`` but the last."""
+    return [int(d) for d in a.ty.shape][:-1]
 
-    a, dtype = scope.bb.emit(a), scope.dtype(0)
-    rows, total = [int(d) for d in a.ty.shape][:-1], "float32" if dtype == "float16" else dtype
+
+def _emit(scope: Scope, a: Any, product: Callable[..., Any], operands: list[Any], name: str) -> Any:
+    """Emit ``product`` of ``a`` and ``operands``, and bring its sums to the dtype of the node."""
+    from tvm import relax
+
+    attributes = matvec.FUSIBLE if name.endswith("matvec") else None
+    result = scope.bb.emit_te(product, a, *operands, primfunc_name_hint=name, primfunc_attrs=attributes)
+    return relax.op.astype(result, scope.dtype(0)) if str(result.ty.dtype.dtype) != scope.dtype(0) else result
+
+
+def _by_rows(rows: list[int], shape: Sequence[int], matrix: Callable[..., Any]) -> Callable[..., Any]:
+    """Give the product of x: [*rows, K] and a matrix of ``shape`` [N, K] that ``matrix`` makes, added up in float32."""
 
     def product(x: Any, *read: Any) -> Any:
+        from tvm import te
+
         w, k = matrix(*read), te.reduce_axis((0, shape[1]), "k")
+        total = "float32" if str(x.dtype) == "float16" else str(x.dtype)
         return te.compute(
             (*rows, shape[0]),
             lambda *at: te.sum(x(*at[:-1], k).astype(total) * w(at[-1], k).astype(total), axis=k),
             name="product",
         )
 
-    result = scope.bb.emit_te(product, a, *operands, primfunc_name_hint=name)
-    return relax.op.astype(result, dtype) if total != dtype else result
+    return product
 
 
 def _conv(scope: Scope) -> Sequence[Any]:

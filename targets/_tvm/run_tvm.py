@@ -12,10 +12,11 @@ import argparse
 import json
 import mmap
 import os
+import platform
 import sys
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,48 +51,15 @@ def _flags() -> frozenset[str]:
         return frozenset()
 
 
-class TvmSession:
-    """A build that is open: its weights are on the device, and it runs on arrays by input name."""
+class Kernels:
+    """Kernels for inputs of one shape each. weights: tensors on the device, in the order of the parameters."""
 
-    def __init__(self, folder: Path) -> None:
-        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        runtime = self.manifest["runtime"]
-        if lacking := sorted(set(runtime.get("instructions", ())) - _flags()):
-            raise RuntimeError(f"this build needs instructions that this CPU lacks: {', '.join(lacking)}")
-        os.environ.setdefault("TVM_NUM_THREADS", os.environ.get("POLYCAST_THREADS") or str(os.cpu_count() or 1))
-        os.environ.setdefault("TVM_BIND_THREADS", "0")
-        try:
-            import tvm
-            from tvm.runtime.vm import VirtualMachine
-        except ImportError as error:
-            raise RuntimeError(f"TVM's runtime cannot be imported ({error}): pip install apache-tvm") from error
+    def __init__(self, main: Any, weights: list[Any], inside: dict[str, Any], device: Any, on_cpu: bool) -> None:
+        import tvm
 
-        self.tensor = tvm.runtime.tensor
-        self.device = tvm.device(runtime["device"], 0)
-        if not self.device.exist:
-            raise RuntimeError(f"this build runs on a {runtime['device']} device, and there is none here")
-        machine = VirtualMachine(tvm.runtime.load_module(str(folder / runtime["library"])), self.device)
-        self.main = machine["main"]
-        self.inside = runtime["inside"]
-        arrays = read_weights(folder / runtime["weights"]) if runtime["parameters"] else {}
-        self.weights = [self.tensor(arrays[name], self.device) for name in runtime["parameters"]]
-        self.slots = [self._slot(**port) for port in self.inside.values()] if runtime["device"] == "cpu" else []
-        self.inputs = self.manifest["signature"]["inputs"]
-        self.outputs = self.manifest["signature"]["outputs"]
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Run once; a batch that the build was not made for is run row by row.
-
-        Raises: ValueError naming the input, for a missing one, or a wrong dtype or shape.
-        """
-        arrays = [self._checked(port, feeds) for port in self.inputs]
-        rows = self._rows(arrays)
-        if rows is None:
-            found = self.compute(arrays)
-        else:
-            parts = [self.compute([array[row : row + 1] for array in arrays]) for row in range(rows)]
-            found = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
-        return [array.astype(port["dtype"], copy=False) for port, array in zip(self.outputs, found, strict=True)]
+        self.main, self.weights, self.device, self.tensor = main, weights, device, tvm.runtime.tensor
+        self.rows = next((port["shape"][0] for port in inside.values() if port["shape"]), 1)
+        self.slots = [self._slot(**port) for port in inside.values()] if on_cpu else []
 
     def compute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Run the kernels on arrays of the shapes that they were made for."""
@@ -112,6 +80,71 @@ class TvmSession:
         """Give a tensor for an input, and its memory as numpy sees it."""
         tensor = self.tensor(np.zeros(shape, dtype), self.device)
         return tensor, np.from_dlpack(tensor)
+
+
+class TvmSession:
+    """A build that is open: its weights are on the device, and it runs on arrays by input name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        runtime = self.manifest["runtime"]
+        machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+        if (made_for := runtime.get("machine", machine)) != machine:
+            raise RuntimeError(f"this build is machine code for {made_for}, and this machine is {machine}")
+        if lacking := sorted(set(runtime.get("instructions", ())) - _flags()):
+            raise RuntimeError(f"this build needs instructions that this CPU lacks: {', '.join(lacking)}")
+        os.environ.setdefault("TVM_NUM_THREADS", os.environ.get("POLYCAST_THREADS") or str(os.cpu_count() or 1))
+        os.environ.setdefault("TVM_BIND_THREADS", "0")
+        try:
+            import tvm
+            from tvm.runtime.vm import VirtualMachine
+        except ImportError as error:
+            raise RuntimeError(f"TVM's runtime cannot be imported ({error}): pip install apache-tvm") from error
+
+        self.device = tvm.device(runtime["device"], 0)
+        if not self.device.exist:
+            raise RuntimeError(f"this build runs on a {runtime['device']} device, and there is none here")
+        sets = [runtime, *filter(None, [runtime.get("larger")])]
+        wanted = {name for each in sets for name in each["parameters"]}
+        arrays = read_weights(folder / runtime["weights"]) if wanted else {}
+        there = {name: tvm.runtime.tensor(arrays[name], self.device) for name in wanted}
+
+        def opened(each: dict[str, Any]) -> Kernels:
+            machine = VirtualMachine(tvm.runtime.load_module(str(folder / each["library"])), self.device)
+            weights = [there[name] for name in each["parameters"]]
+            return Kernels(machine["main"], weights, each["inside"], self.device, runtime["device"] == "cpu")
+
+        self.kernels = opened(runtime)
+        self.larger = opened(sets[1]) if sets[1:] else None
+        self.inside = runtime["inside"]
+        self.inputs = self.manifest["signature"]["inputs"]
+        self.outputs = self.manifest["signature"]["outputs"]
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once; a batch that the build was not made for is run in blocks, or row by row.
+
+        Raises: ValueError naming the input, for a missing one, or a wrong dtype or shape.
+        """
+        arrays = [self._checked(port, feeds) for port in self.inputs]
+        rows = self._rows(arrays)
+        if rows is None:
+            found = self.kernels.compute(arrays)
+        else:
+            parts = list(self._parts(arrays, rows))
+            found = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
+        return [array.astype(port["dtype"], copy=False) for port, array in zip(self.outputs, found, strict=True)]
+
+    def _parts(self, arrays: list[np.ndarray], rows: int) -> Iterator[list[np.ndarray]]:
+        """Run the rows one by one, or where they fill at least half a block, all at once with copies of the last."""
+        if self.larger is None or 2 * rows < self.larger.rows:
+            for row in range(rows):
+                yield self.kernels.compute([array[row : row + 1] for array in arrays])
+            return
+        if rows > self.larger.rows:
+            raise ValueError(f"a batch of {rows}, and the build is made for {self.larger.rows} at most")
+        missing = self.larger.rows - rows
+        filled = [np.concatenate([array, np.repeat(array[-1:], missing, 0)]) for array in arrays]
+        yield [output[:rows] for output in self.larger.compute(filled)]
 
     def _checked(self, port: dict[str, Any], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         name, inside = port["name"], self.inside[port["name"]]
@@ -139,6 +172,11 @@ class TvmSession:
         if len(counts) > 1:
             raise ValueError(f"the inputs have batches of {' and '.join(map(str, sorted(counts)))}")
         return int(counts.pop())
+
+
+def open_session(folder: Path, own_process: bool = False) -> TvmSession:
+    """Open the build in ``folder``; own_process: as other runners take it, nothing here holds for a whole process."""
+    return TvmSession(folder)
 
 
 def main() -> int:
@@ -175,23 +213,22 @@ def _verify(folder: Path) -> int:
 
 def _time(folder: Path, count: int) -> int:
     session = TvmSession(folder)
-    with np.load(folder / "golden.npz", allow_pickle=False) as arrays:
-        feeds = {port["name"]: arrays[f"0/input/{port['name']}"] for port in session.inputs}
-    arguments = session.upload([session._checked(port, feeds)[: _size(session, port)] for port in session.inputs])
+    with np.load(folder / "golden.npz", allow_pickle=False) as golden:
+        feeds = {port["name"]: golden[f"0/input/{port['name']}"] for port in session.inputs}
+    arrays, kernels = [session._checked(port, feeds) for port in session.inputs], session.kernels
+    if session._rows(arrays) is not None:
+        kernels = session.larger or kernels
+        arrays = [array[: kernels.rows] for array in arrays]
+    arguments = kernels.upload(arrays)
     seconds = []
     for _ in range(count + 5):
         started = time.perf_counter()
-        session.main(*arguments, *session.weights)
+        kernels.main(*arguments, *kernels.weights)
         session.device.sync()
         seconds.append(time.perf_counter() - started)
     kept = sorted(seconds[5:])
     print(json.dumps({"n": count, "median_ms": 1e3 * kept[count // 2], "least_ms": 1e3 * kept[0]}))
     return 0
-
-
-def _size(session: TvmSession, port: dict[str, Any]) -> int | None:
-    shape = session.inside[port["name"]]["shape"]
-    return shape[0] if shape else None
 
 
 def _run(folder: Path, given: Path, output: Path | None) -> int:

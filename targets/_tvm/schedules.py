@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import product_rule, window_rule
+from . import matvec_rule, product_rule, window_rule
 from .gpu import Gpu
 
 
@@ -17,7 +17,9 @@ def schedule(module: Any, gpu: Gpu) -> Any:
     for variable, function in list(module.functions.items()):
         if not isinstance(function, tirx.PrimFunc):
             continue
-        if (scheduled := product_rule.schedule(function, gpu) or window_rule.schedule(function, gpu)) is not None:
-            module[variable] = scheduled.mod["main"].with_attr("tirx.is_scheduled", True)
+        for rule in (matvec_rule, product_rule, window_rule):
+            if (scheduled := rule.schedule(function, gpu)) is not None:
+                module[variable] = scheduled.mod["main"].with_attr("tirx.is_scheduled", True)
+                break
     rest = dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction(), dlight.gpu.Fallback()
     return dlight.ApplyDefaultSchedule(*rest)(module)

@@ -1,10 +1,13 @@
-"""Fixed shapes: a batch that is the first dimension of everything becomes one row, and a runner goes row by row."""
+"""Fixed shapes: a batch that is the first dimension of everything becomes one row, and a runner goes row by row.
+
+Where the batch has a bound, there is a second set of kernels for so many rows at once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from polycast.model import Model
+from polycast.model import Model, most_of
 
 
 def batch(model: Model) -> str | None:
@@ -17,18 +20,25 @@ def batch(model: Model) -> str | None:
     return None if any(symbol in (port.shape or ())[1:] for port in ports) else symbol
 
 
-def fixed(model: Model) -> tuple[Model, bool]:
-    """Give ``model`` with its batch, where it has one, fixed at one row. Returns: the model, and whether it was."""
+def fixed(model: Model, rows: int = 1) -> tuple[Model, bool]:
+    """Give ``model`` with its batch, where it has one, fixed at ``rows``. Returns: the model, and whether it was."""
     from polycast.reading.dims import fix_dims
 
     symbol = batch(model)
     if symbol is None:
         return model, False
     shapes = {
-        port.name: tuple(1 if dim == symbol else dim for dim in port.shape or ()) for port in model.signature.inputs
+        port.name: tuple(rows if dim == symbol else dim for dim in port.shape or ()) for port in model.signature.inputs
     }
     if any(not isinstance(dim, int) for shape in shapes.values() for dim in shape):
         return model, False
     draft = model.draft()
-    fix_dims(draft, shapes)  # type: ignore[arg-type]  # every symbol is gone
+    fix_dims(draft, shapes)
     return replace(model, graph=draft), True
+
+
+def bound(model: Model) -> int | None:
+    """Give the most rows that the batch of ``model`` is stated to have, where it is more than one."""
+    symbol = batch(model)
+    most = most_of(symbol) if symbol is not None else None
+    return most if most is not None and most > 1 and fixed(model)[1] else None

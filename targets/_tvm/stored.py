@@ -74,7 +74,7 @@ class Stored(Lazy):
         codes = self.codes()
         rows = codes.reshape(codes.shape[0], -1) if codes.ndim > 2 else codes
         found = [keep(words(rows, self.bits)), keep(np.ascontiguousarray(self.scale))]
-        if self.zero is not None and not self._same_zero:
+        if self.zero is not None and not self.same_zero:
             found.append(keep(words(self.zero, self.bits)))
         return found
 
@@ -90,12 +90,12 @@ class Stored(Lazy):
 
     def element(self, codes: Any, scale: Any, zero: Any, at: tuple[Any, ...]) -> Any:
         """Give the value at index ``at``."""
-        code = self._code(codes, self._row(at))
+        code = self.code(codes, self._row(at))
         where = self._group(at)
         if zero is not None:
-            code = code - self._code(zero, where)
-        elif self._same_zero:
-            code = code - self._same_zero
+            code = code - self.code(zero, where)
+        elif self.same_zero:
+            code = code - self.same_zero
         return code.astype(self.dtype) * scale(*where)
 
     def _row(self, at: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ class Stored(Lazy):
         return (at[0], place)
 
     @cached_property
-    def _same_zero(self) -> int:
+    def same_zero(self) -> int:
         """The zero that all share; 0 where they differ."""
         if self.zero is None or not self.zero.size or (self.zero != self.zero.flat[0]).any():
             return 0
@@ -122,7 +122,8 @@ class Stored(Lazy):
             return (at[self.axis],)
         return tuple(index // self.block if axis == self.axis else index for axis, index in enumerate(at))
 
-    def _code(self, codes: Any, at: tuple[Any, ...]) -> Any:
+    def code(self, codes: Any, at: tuple[Any, ...]) -> Any:
+        """Take the code at index ``at`` out of the words that ``operands`` made."""
         from tvm import tirx
 
         many = 32 // self.bits

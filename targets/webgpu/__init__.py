@@ -78,6 +78,14 @@ class WebGpu(Target):
         """See ``Target``."""
         return ort.problems(model) if self.runtime else _tvm.problems(model)
 
+    def fallback(self, model: Model) -> Mapping[str, str] | None:
+        """See ``Target``. Own kernels run every node."""
+        return ort.fallback(model) if self.runtime else None
+
+    def made_with(self) -> Mapping[str, object]:
+        """See ``Target``."""
+        return {} if self.runtime else _tvm.made_with()
+
     def write(self, model: Model, folder: Path) -> Mapping[str, Any]:
         """See ``Target``."""
         if self.runtime:

@@ -13,7 +13,7 @@ from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession
 from polycast.targets import _kernels
 
-from . import _probe, _site
+from . import _probe, _site, _web_kernels
 
 #: The release whose files are known to give right results; another one may be faster, or wrong.
 VERSION = "1.30.0"
@@ -51,7 +51,7 @@ def can_run() -> Answer:
 
 def write(model: Model, folder: Path) -> Mapping[str, Any]:
     """Write model.onnx and a page into ``folder``. Returns: the runtime facts for the manifest."""
-    model.write(folder / "model.onnx")
+    _web_kernels.declared(model).write(folder / "model.onnx")
     _site.copy(("onnxruntime/runner.mjs", *_site.PAGE), folder)
     return {
         "name": "onnxruntime-web",
@@ -65,6 +65,11 @@ def write(model: Model, folder: Path) -> Mapping[str, Any]:
 def problems(model: Model) -> tuple[str, ...]:
     """Name every op that onnxruntime has no kernel for."""
     return _kernels.missing(model)
+
+
+def fallback(model: Model) -> Mapping[str, str]:
+    """Give the nodes that WebAssembly runs on the CPU: name -> why."""
+    return _web_kernels.fallback(model)
 
 
 def open_build(folder: Path, signature: Signature) -> CheckedSession:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
+from wheels import wheel
 
 from polycast.environments import environment
 from polycast.environments.environment import Environment
@@ -21,22 +19,6 @@ from polycast.targets import find
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("POLYCAST_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def wheel(folder: Path, name: str = "tiny_runtime") -> Path:
-    """Write a package of one module that says its name: pip installs it without a network."""
-    path = folder / f"{name}-1.0-py3-none-any.whl"
-    files = {
-        f"{name}.py": f"NAME = {name!r}\n",
-        f"{name}-1.0.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n",
-        f"{name}-1.0.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    digests = {n: base64.urlsafe_b64encode(hashlib.sha256(t.encode()).digest()).rstrip(b"=") for n, t in files.items()}
-    record = "".join(f"{n},sha256={digests[n].decode()},{len(files[n])}\n" for n in files)
-    with zipfile.ZipFile(path, "w") as archive:
-        for file, text in {**files, f"{name}-1.0.dist-info/RECORD": record}.items():
-            archive.writestr(file, text)
-    return path
 
 
 def test_it_is_made_once_with_its_packages_and_without_those_of_this_one(cache, tmp_path, monkeypatch):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from browser import Tab, chromium
-from evaluations import crowd, report, sensitivity
+from evaluations import crowd, report, sensitivity, sized
+
+from polycast.rendering.page import page as page_of
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    path.write_text(report(sensitivity={"cpu-int8": sensitivity(40)}).render("html"), encoding="utf-8")
+    [group] = report(sensitivity={"cpu-int8": sensitivity(40)})._groups()
+    manifests = {name: sized(runtime) | {"steps": []} for name, runtime in (("a", "onnxruntime"), ("b", "runner"))}
+    cell = {"build": "cpu-int8", "against": "original", "n": 16, "worst": 0.25, "noise": 2.0, "evidence": "device"}
+    near = [cell | {"within_tolerance": held} for held in (True, False)]
+    path.write_text(page_of([replace(group, manifests=manifests, agreement=near)], {"evaluations": []}), "utf-8")
     return path
 
 

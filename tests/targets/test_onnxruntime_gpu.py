@@ -20,11 +20,12 @@ import polycast
 from polycast.environments.child import Child
 from polycast.environments.environment import Environment
 from polycast.errors import PromiseError, ToolchainError
+from polycast.load import load
 from polycast.model import Model, Origin
 from polycast.targetbase import Answer
 from polycast.targets import _onnxruntime_gpu as gpu
 from polycast.targets import _run_onnxruntime, find
-from polycast.targets._onnxruntime_gpu import cuda_kernels, migraphx_ops
+from polycast.targets._onnxruntime_gpu import cuda_kernels, migraphx_ops, tensorrt_ops
 from polycast.targets._tvm import hsaco, nvcc
 
 TARGETS = ("cuda:sm_90@onnxruntime", "rocm:gfx942@onnxruntime")
@@ -71,8 +72,9 @@ def test_what_onnx_defines_by_other_ops_is_no_fallback():
 
 
 def test_the_cuda_table_is_of_the_version_that_is_installed():
-    assert f"=={cuda_kernels.VERSION}" in gpu.CUDA.requirement
-    assert f"=={migraphx_ops.VERSION}" in gpu.MIGRAPHX.requirement
+    assert f"=={cuda_kernels.VERSION}" in gpu.CUDA.requirements[0]
+    assert gpu.TENSORRT.requirements[0] == gpu.CUDA.requirements[0]
+    assert f"=={migraphx_ops.VERSION}" in gpu.MIGRAPHX.requirements[0]
 
 
 def test_every_row_of_the_cuda_table_is_a_version_of_its_op():
@@ -112,7 +114,7 @@ def test_a_build_says_provider_package_and_that_a_stand_in_ran(target, tmp_path,
     runtime = build.manifest["runtime"]
     assert list(runtime["providers"]) == [provider.name]
     assert runtime["versions"] == {provider.package: provider.version}
-    assert provider.requirement in runtime["needs"]
+    assert provider.requirements[0] in runtime["needs"]
     assert build.manifest["evidence"] == "emulated"
     assert build.manifest["fallback"]["macs"] == 0
 
@@ -166,7 +168,7 @@ def test_a_gpu_whose_provider_does_not_start_is_no_device(tmp_path, monkeypatch)
     [build] = polycast.compile(conv_net(tmp_path / "m.onnx"), TARGETS[0], out=tmp_path / "out")
     monkeypatch.setattr(Environment, "make", lambda self: None)
     monkeypatch.setattr(Environment, "python", Path(sys.executable))
-    with pytest.raises(ToolchainError, match="does not start CUDAExecutionProvider here, and would run on the CPU"):
+    with pytest.raises(ToolchainError, match="does not start CUDAExecutionProvider here"):
         gpu.CUDA.open(build.path, build.signature, HERE)
 
 
@@ -178,6 +180,61 @@ def test_the_probe_names_the_stand_in_or_the_environment(tmp_path, monkeypatch):
     assert absent.run.reason.startswith("no GPU is here: the graph runs on onnxruntime's CPU provider")
     assert (here.run.yes, here.evidence) == (True, "device")
     assert here.run.mend == "polycast setup cuda:sm_90@onnxruntime makes it now"
+
+
+def test_tensorrt_takes_a_build_in_symmetric_int8_and_cuda_stands_behind_it(tmp_path, monkeypatch):
+    """The biases are float, since TensorRT widens no int32; and the agreement says what it cost."""
+    without_gpu(monkeypatch)
+    source, rows = conv_net(tmp_path / "m.onnx"), np.random.default_rng(0)
+    shapes = [port.shape for port in load(source).signature.inputs]
+    np.savez(tmp_path / "rows.npz", **{f"{i}/x": rows.standard_normal((1, *shapes[0][1:])) for i in range(4)})
+    samples = {f"{i}/x": a.astype(np.float32) for i, a in enumerate(np.load(tmp_path / "rows.npz").values())}
+    np.savez(tmp_path / "rows.npz", **samples)
+    [build] = polycast.compile(
+        source, "cuda:sm_90@tensorrt", "int8", calibration=tmp_path / "rows.npz", out=tmp_path / "out"
+    )
+    runtime = build.manifest["runtime"]
+    assert list(runtime["providers"]) == ["TensorrtExecutionProvider", "CUDAExecutionProvider"]
+    asked = runtime["providers"]["TensorrtExecutionProvider"]
+    assert (asked["trt_int8_enable"], asked["trt_fp16_enable"]) == ("1", "0")
+    assert runtime["left_to_cuda"] == {} and build.manifest["fallback"]["nodes"] == 0
+    graph = onnx.load(build.path / "model.onnx").graph
+    zeros = {each.name: numpy_helper.to_array(each) for each in graph.initializer}
+    coded = [node for node in graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert coded and all(node.input[0] not in zeros or zeros[node.input[0]].dtype == np.int8 for node in coded)
+    assert all(zeros[node.input[2]].dtype == np.int8 and not zeros[node.input[2]].any() for node in coded)
+
+
+def test_tensorrt_leaves_what_it_does_not_know_to_cuda_and_that_to_the_cpu():
+    shrunk = model("g (float[2] x) => (bool[2] y) { y = IsInf(x) }")
+    assert tensorrt_ops.left_to_cuda(shrunk) == {} == tensorrt_ops.fallback(shrunk)
+    text = "g (uint8[2] a, uint8[2] b) => (uint8[2] y) { y = BitwiseAnd(a, b) }"
+    assert tensorrt_ops.left_to_cuda(model(text)) == {"y": "TensorRT does not know BitwiseAnd"}
+    asked = "g (uint8[2,2] a, uint8[2,2] b) => (int32[2,2] y) { y = MatMulInteger(a, b) }"
+    [reason] = tensorrt_ops.fallback(model(asked)).values()
+    assert reason == "TensorRT does not know MatMulInteger; the CUDA provider has no MatMulInteger of uint8"
+
+
+def test_tensorrt_quantizes_with_zero_at_0_only():
+    text = "g (float[2] x, float s, {0} z) => ({0}[2] y) {{ y = QuantizeLinear(x, s, z) }}"
+    found = [tensorrt_ops.left_to_cuda(model(text.format(kind)))["y"] for kind in ("uint8", "int8")]
+    assert found == ["TensorRT quantizes to no uint8", "TensorRT quantizes with zero at 0 only"]
+
+
+def test_the_runner_makes_the_folders_of_this_user_and_loads_what_lies_in_packages(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spelt = _run_onnxruntime._spelt({"path": "~/cache/engines", "flag": "1"})
+    assert spelt == {"path": str(tmp_path / "cache" / "engines"), "flag": "1"}
+    assert Path(spelt["path"]).is_dir()
+    package = tmp_path / "some_libs"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "libsome.so.1").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    loaded: list[str] = []
+    monkeypatch.setattr(_run_onnxruntime.ctypes, "CDLL", lambda path, mode: loaded.append(path))
+    _run_onnxruntime._preload({"some_libs": ["libsome.so.1", "libabsent.so.1"], "absent_libs": ["libsome.so.1"]})
+    assert loaded == [str(package / "libsome.so.1")]
 
 
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,20 +30,35 @@ from polycast.targets import catalogue, find
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits"
 KINDS = {name: kind for name, kind in catalogue().items() if kind.__module__.startswith("polycast.")}
 TARGETS = {str(each): each for kind in KINDS.values() for runtime in kind.runtimes for each in [kind(runtime=runtime)]}
+#: What phones get is written by the runtimes of the CPU, at every precision: one build of each that adds to it.
+PHONES = ("android", "ios")
+ADDS = ("android", "android@onnxruntime", "ios@onnxruntime")
 #: A GPU compiler takes seconds for each: by default it is the first precision of such a target.
 BUILDS = [
     pytest.param(
         (name, precision),
         id=f"{name}-{precision}",
-        marks=[pytest.mark.slow] if target.name != "cpu" and number else [],
+        marks=[pytest.mark.slow] if target.name in PHONES or (str(target) != "cpu" and number) else [],
     )
     for name, target in TARGETS.items()
     for number, precision in enumerate(target.precisions)
+    if target.name not in PHONES or (name in ADDS and not number)
 ]
 #: What is built a second time: of a target whose compiler takes seconds, the ends of what it can do.
 ENDS = {(name, end) for name, target in TARGETS.items() for end in (target.precisions[0], target.precisions[-1])}
 TWICE = [build for build in BUILDS if build.values[0] in ENDS or build.values[0][0] == "cpu"]
-LIBRARIES = ("matplotlib", "onnxruntime", "openvino", "optimum", "PIL", "torch", "transformers", "tvm")
+LIBRARIES = (
+    "ai_edge_litert",
+    "flatbuffers",
+    "matplotlib",
+    "onnxruntime",
+    "openvino",
+    "optimum",
+    "PIL",
+    "torch",
+    "transformers",
+    "tvm",
+)
 
 
 def each_kind() -> pytest.MarkDecorator:

@@ -13,7 +13,7 @@ import polycast
 from polycast.errors import RecipeError
 from polycast.load import load
 from polycast.targets import find
-from polycast.targets._tvm import cpu_lowering, cpu_rules, cpu_tuning, static
+from polycast.targets._tvm import cpu_lowering, cpu_rules, cpu_tuning, cross, static
 from polycast.targets._tvm.cpu_arch import Cpu, this_cpu
 from polycast.targets._tvm.cpu_tiles import Tile, tiles_for
 from polycast.targets._tvm.cpu_tuning import Records
@@ -62,6 +62,20 @@ def test_a_build_takes_the_tile_that_was_measured(tmp_path: Path) -> None:
     assert plain != str(cpu_lowering.lower(model, cpu, {key: cpu_rules.tiles(kernel, cpu)[1]}).module)
 
 
+def test_the_records_that_a_build_is_made_with_are_named(tmp_path: Path) -> None:
+    """What is none of its kernels is not of them."""
+    model, cpu = static.fixed(load(conv_net(tmp_path / "m.onnx")))[0], this_cpu()
+    kernels = cpu_lowering.kernels(model, cpu)
+    key, kernel = next((k, each) for k, each in kernels.items() if len(cpu_rules.tiles(each, cpu)) > 1)
+    found = []
+    for tile in cpu_rules.tiles(kernel, cpu)[:2]:
+        tuned = cpu_lowering.lower(model, cpu, {"of another model": tile, key: tile}).tuned
+        assert tuned == {key: tile}
+        found.append(cross.told(tuned))
+    assert [each["kernels"] for each in found] == [1, 1]
+    assert found[0]["records"] != found[1]["records"]
+
+
 def test_no_time_measures_nothing(tmp_path: Path) -> None:
     model, _ = static.fixed(load(conv_net(tmp_path / "m.onnx")))
     assert cpu_tuning.tune(model, this_cpu(), 0.0) == 0
@@ -76,7 +90,8 @@ def test_what_was_measured_once_is_not_measured_again(tmp_path: Path, monkeypatc
     known = cpu_tuning.known_tiles(this_cpu())
     assert known
     monkeypatch.setattr(cpu_tuning, "fastest", lambda *_: pytest.fail("measured again"))
-    polycast.compile(source, "cpu@tvm", tune=2.0, out=tmp_path / "b")
+    [build] = polycast.compile(source, "cpu@tvm", tune=2.0, out=tmp_path / "b")
+    assert build.manifest["runtime"]["tuned"]["kernels"] == len(known)
     assert cpu_tuning.known_tiles(this_cpu()) == known
 
 

@@ -1,0 +1,84 @@
+"""LiteRT, as the runtime of several targets: .tflite files written from ONNX, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from polycast.errors import InputError
+from polycast.model import Model, Signature
+from polycast.targetbase import Answer, CheckedSession
+
+_CLEAN = "clean | fold | clean"
+_PLAIN = f"{_CLEAN} | fuse_conv_bn | fuse_one_hot | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
+_FLOAT = f"{_PLAIN} | fuse_gemm"
+
+_EVERY = "symmetric=True, tied=True, ops=('Conv', 'ConvTranspose', 'Gemm', 'MatMul')"
+
+#: What each precision goes through.
+RECIPES: Mapping[str, str] = {
+    "fp32": f"{_PLAIN} | clean",
+    "fp16-weights": f"{_PLAIN} | fp16_weights | clean",
+    "int8": f"{_FLOAT} | int8(calibrate='minmax') | adaround | correct_bias | clean",
+    "int8-dynamic": f"{_PLAIN} | int8_dynamic(per='token', convolutions=True) | quantize_embeddings | clean",
+    "int8-weights": f"{_PLAIN} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | clean",
+    "int4": f"{_PLAIN} | quantize_weights({_EVERY}) | quantize_embeddings | clean",
+}
+
+#: What LiteRT can do beyond plain ONNX.
+FEATURES = frozenset(
+    {"blocked-qdq", "integer-matmul", "integer-matmul-to-float", "integer-results", "qdq", "u8s8-exact"}
+)
+
+_NARROW = "LiteRT's kernels take weights of 8 and of 4 bits"
+
+#: Precisions that LiteRT gains nothing from, each with the reason.
+DECLINED: Mapping[str, str] = {
+    "bf16": "LiteRT's kernels compute in float32 or in integers",
+    "fp16": "LiteRT's kernels here multiply in float32; -p fp16-weights stores weights in half the bytes",
+    "int3": _NARROW,
+    "int2": _NARROW,
+}
+
+
+def available() -> Answer:
+    """Say whether LiteRT can be imported here."""
+    try:
+        return Answer(True, f"ai-edge-litert {version('ai-edge-litert')}")
+    except PackageNotFoundError:
+        return Answer(False, "ai-edge-litert is not installed", "pip install polycast[litert]")
+
+
+def problems(model: Model) -> tuple[str, ...]:
+    """Name every op of ``model`` that cannot be written: sorted, all at once."""
+    from . import build
+
+    return build.problems(model)
+
+
+def write(model: Model, folder: Path) -> Mapping[str, Any]:
+    """Write model.tflite and run.py into ``folder``. Returns: the runtime facts for the manifest."""
+    from . import build
+
+    return build.write(model, folder)
+
+
+def open_build(folder: Path, signature: Signature) -> CheckedSession:
+    """Open the build in ``folder`` as its own run.py does; the evidence is the caller's to say."""
+    from .run_litert import LiteRtSession
+
+    try:
+        session = LiteRtSession(folder)
+    except Exception as error:  # the runtime raises plain ValueError and RuntimeError for a file that is damaged
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"LiteRT cannot open the build: {line}") from error
+    return CheckedSession(session.run, signature)
+
+
+def what_runs(folder: Path) -> Mapping[str, Any]:
+    """Say what runs the operators of the build in ``folder``; see ``Target.kernels``."""
+    from . import delegated
+
+    return delegated.what_runs(folder)

@@ -1,0 +1,46 @@
+"""What a build for LiteRT holds: one .tflite file, and a runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from polycast.errors import UnsupportedError
+from polycast.model import Model
+
+from .._tvm.static import batch
+from . import flatbuffer, run_litert
+from .open_dims import convert_any
+
+#: What the file is called.
+FILE = "model.tflite"
+
+
+def problems(model: Model) -> tuple[str, ...]:
+    """Name every op of ``model`` that cannot be written."""
+    return convert_any(model, batch(model))[1]
+
+
+def write(model: Model, folder: Path) -> Mapping[str, Any]:
+    """Write model.tflite and run.py. Returns: the runtime facts for the manifest."""
+    rows = batch(model)
+    program, lacking = convert_any(model, rows)
+    if lacking:
+        raise UnsupportedError(f"LiteRT lacks what this model needs: {', '.join(lacking)}")
+    signature = model.signature
+    names = [port.name for port in signature.inputs], [port.name for port in signature.outputs]
+    content = flatbuffer.write(program, names, {})
+    if len(content) > flatbuffer.LARGEST:
+        raise UnsupportedError("a .tflite file holds 2 GiB at most, and this model is larger")
+    (folder / FILE).write_bytes(content)
+    (folder / "run.py").write_bytes(Path(run_litert.__file__).read_bytes())
+    return {
+        "name": "litert",
+        "versions": {"ai-edge-litert": version("ai-edge-litert")},
+        "model": FILE,
+        "by_row": rows is not None,
+        "needs": "pip install numpy ai-edge-litert",
+        "how_to_run": ["python run.py --input x.npz", "python run.py --verify"],
+    }

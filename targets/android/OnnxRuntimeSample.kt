@@ -1,0 +1,61 @@
+// Runs the golden samples of a build with onnxruntime, and logs how near they come and how long a run takes.
+//
+// app/build.gradle.kts:
+//   android { defaultConfig { minSdk = 24 }; androidResources { noCompress += "ort" } }
+//   dependencies { implementation("com.microsoft.onnxruntime:onnxruntime-android:1.27.0") }
+// app/src/main/assets: model.ort, manifest.json, golden.npz
+//
+// For an app that has no operator but those of this model, build onnxruntime with required_operators.config:
+//   build.py --android --minimal_build extended --include_ops_by_config required_operators.config
+
+package polycast
+
+import ai.onnxruntime.OnnxTensor
+import ai.onnxruntime.OrtEnvironment
+import ai.onnxruntime.OrtSession
+import android.content.Context
+import android.util.Log
+
+private const val TAG = "polycast"
+private const val RUNS = 50
+
+/** Whether every float output is within the tolerance of the build. */
+fun runGolden(context: Context): Boolean {
+    val golden = Golden(context.assets)
+    val environment = OrtEnvironment.getEnvironment()
+    val session = environment.createSession(context.assets.open("model.ort").readBytes(), OrtSession.SessionOptions())
+    var within = true
+    for (sample in 0 until golden.count) {
+        val feeds = golden.inputs.associateWith { tensor(environment, golden.input(sample, it)) }
+        session.run(feeds).use { results ->
+            for (name in golden.outputs) {
+                val wanted = golden.output(sample, name)
+                if (wanted.type != "<f4") continue
+                val buffer = (results.get(name).get() as OnnxTensor).floatBuffer
+                val off = golden.deviation(wanted.floats(), FloatArray(buffer.remaining()).also { buffer.get(it) })
+                Log.i(TAG, "sample $sample, $name: off by $off of the largest value, tolerance ${golden.tolerance}")
+                within = within && off <= golden.tolerance
+            }
+        }
+        if (sample == 0) time(session, feeds)
+        feeds.values.forEach { it.close() }
+    }
+    session.close()
+    return within
+}
+
+private fun time(session: OrtSession, feeds: Map<String, OnnxTensor>) {
+    val times = List(RUNS) {
+        val started = System.nanoTime()
+        session.run(feeds).close()
+        (System.nanoTime() - started) / 1e6
+    }.sorted()
+    Log.i(TAG, "n=$RUNS: median ${times[RUNS / 2]} ms, 90 % within ${times[RUNS * 9 / 10]} ms")
+}
+
+private fun tensor(environment: OrtEnvironment, given: Tensor): OnnxTensor = when (given.type) {
+    "<f4" -> OnnxTensor.createTensor(environment, java.nio.FloatBuffer.wrap(given.floats()), given.shape)
+    "<i4" -> OnnxTensor.createTensor(environment, java.nio.IntBuffer.wrap(given.ints()), given.shape)
+    "<i8" -> OnnxTensor.createTensor(environment, java.nio.LongBuffer.wrap(given.longs()), given.shape)
+    else -> throw IllegalArgumentException("an input of ${given.type}: add it here")
+}
