@@ -91,7 +91,7 @@ def loss(metric: str, original: float, ours: float) -> tuple[float, bool]:
     """Give what is lost, and whether it is within what may be."""
     if metric == "ppl":
         return ours / original - 1, ours / original - 1 <= SHARE
-    return original - ours, original - ours <= POINTS
+    return original - ours, round(original - ours, 5) <= POINTS
 
 
 def rows_of(subject: str, precision: str, original: dict[str, Any], found: dict[str, Any]) -> list[list[str]]:

@@ -116,7 +116,10 @@ class Auto:
         if (mix := self._mix(made, first)) is not None:
             fit[MIXED] = mix
         timed = self._time(fit | {first: made[first]}, first)
-        return decide(timed, first, self.budget, self.reasons)
+        try:
+            return decide(timed, first, self.budget, self.reasons)
+        except BudgetError as error:
+            raise BudgetError(f"{error.message}; {_smallest(made | fit)}", error.hint) from None
 
     def _make(self) -> Iterator[tuple[str, Candidate]]:
         """Make every precision; the first is the one to beat, so it has to be there."""
@@ -345,6 +348,12 @@ def decide(timed: Mapping[str, Candidate], first: str, budget: Budget, reasons: 
             over[name] = f"no faster than {chosen}, in turns on this machine"
     mix = fit[chosen].mix
     return Choice(fit[chosen].guarded, over, mix.why() if mix else (), fit[chosen].target)
+
+
+def _smallest(made: Mapping[str, Candidate]) -> str:
+    """Say what the smallest is that could be made, whatever it loses."""
+    name = min(made, key=lambda name: made[name].build.bytes)
+    return f"the smallest that can be made is {name}, {made[name].build.bytes:,} bytes"
 
 
 def _too_large(each: Candidate, budget: Budget) -> bool:

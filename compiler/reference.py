@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -18,9 +20,7 @@ from .profiling import ProfiledSession
 
 @dataclass
 class Original(ProfiledSession):
-    """An open session on the untouched model. ``folder`` holds it where it did not come from a file."""
-
-    folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False)
+    """An open session on the untouched model."""
 
 
 def open_original(model: Model, *, optimized: bool = True) -> Original:
@@ -34,10 +34,14 @@ def open_original(model: Model, *, optimized: bool = True) -> Original:
     path = Path(model.origin.uri)
     if path.suffix == ".onnx" and path.is_file():
         return open_file(path, model.signature, optimized=optimized)
-    folder = tempfile.TemporaryDirectory(prefix="polycast-")
-    model.write(Path(folder.name) / "model.onnx")
-    original = open_file(Path(folder.name) / "model.onnx", model.signature, optimized=optimized)
-    original.folder = folder
+    folder = Path(tempfile.mkdtemp(prefix="polycast-"))
+    try:
+        model.write(folder / "model.onnx")
+        original = open_file(folder / "model.onnx", model.signature, optimized=optimized)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    weakref.finalize(original, shutil.rmtree, folder, ignore_errors=True)
     return original
 
 

@@ -141,13 +141,20 @@ def tvm(cpu: _tvm.Cpu) -> Runtime:
     return Runtime(
         frozenset({"qdq", "u8s8-exact"} if cpu.multiplies_bytes else ()),
         recipes,
-        {name: reason for name, reason in _TVM_DECLINED.items() if name not in recipes},
+        {name: reason for name, reason in {**_TVM_DECLINED, **_on_arm(cpu)}.items() if name not in recipes},
         lambda: _tvm.available_for(cpu),
         lambda model: _tvm.problems(model, cpu),
         lambda model, folder: _tvm.write(model, cpu, folder),
         lambda folder, signature, _: _tvm.open_build(folder, signature),
-        lambda: {**_tvm.made_with(), "cpu": cpu.to_json()},
+        lambda: {**_tvm.made_with(_tvm.available_for(cpu).reason), "cpu": cpu.to_json()},
     )
+
+
+def _on_arm(cpu: _tvm.Cpu) -> dict[str, str]:
+    reason = (
+        "ARM multiplies bytes since ARMv8.2, and TVM's kernels here are for every 64-bit ARM; --runtime litert does"
+    )
+    return {"int8": reason} if cpu.arch == "neon" else {}
 
 
 class CpuTarget(Target):

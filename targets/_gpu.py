@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from polycast.errors import RecipeError
 from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession, Probe, Target
 
@@ -49,6 +50,10 @@ class GpuTarget(Target):
     runtimes: ClassVar[tuple[str, ...]] = ("tvm", "onnxruntime")
     providers: ClassVar[Mapping[str, GpuProvider]]
     needs: ClassVar[str] = ""
+
+    #: Minutes of trying schedules on the GPU that is here, and who is told how far that is.
+    tune: float = field(default=0.0, compare=False)
+    progress: Callable[[str, int, int], None] | None = field(default=None, compare=False, repr=False)
 
     @property
     @abstractmethod
@@ -114,10 +119,21 @@ class GpuTarget(Target):
         """See ``Target``."""
         return str(self._provider.environment.make()) if self._provider else super().set_up()
 
+    def tuned(self, minutes: float, progress: Callable[[str, int, int], None] | None = None) -> Target:
+        """See ``Target``."""
+        if not minutes or self._provider or not self.probe().run.yes:
+            return super().tuned(minutes, progress)
+        if not _tvm.is_here(self.gpu):
+            reason = f"{self.device().reason} is here, and what is measured on one chip says nothing of another"
+            raise RecipeError(f"{self} cannot be tuned here: {reason}", "Name the architecture of the GPU that is here")
+        return replace(self, tune=minutes, progress=progress)
+
     def write(self, model: Model, folder: Path) -> Mapping[str, Any]:
         """See ``Target``."""
         if self._provider:
             return self._provider.write(model, folder)
+        if self.tune:
+            _tvm.tune(model, self.gpu, self.tune, self.progress)
         facts = _tvm.write(model, self.gpu, folder)
         return {**facts, "needs": self.needs} if self.needs else facts
 

@@ -155,3 +155,17 @@ def test_a_symbol_has_one_size_wherever_it_stands(tmp_path):
     model = load(save(helper.make_graph(nodes, "two", ports, outputs), tmp_path / "two.onnx"))
     for feeds in seeded_feeds(model):
         assert feeds["x"].shape[0] == feeds["y"].shape[1]
+
+
+def test_what_is_compared_with_numbers_is_seeded_with_such(tmp_path):
+    """A one-hot product looks up one of 257 rows, as a Gather does; two of them only would be no sample at all."""
+    text = """<ir_version: 8, opset_import: ["" : 17]> m (int32[1,64] ids) => (float[1,64,257] y) {
+      three = Constant <value_ints = [1, 64, 1]> () column = Reshape(ids, three)
+      wide = Constant <value_ints = [1, 64, 257]> () spread = Expand(column, wide)
+      hot = Equal(spread, numbers) y = Cast <to = 1> (hot) }"""
+    proto = onnx.parser.parse_model(text)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.arange(257, dtype=np.int32), "numbers"))
+    onnx.save(proto, tmp_path / "m.onnx")
+    ids = next(seeded_feeds(load(tmp_path / "m.onnx")))["ids"]
+    assert ids.min() >= 0
+    assert 100 < ids.max() < 257

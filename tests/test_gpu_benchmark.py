@@ -46,6 +46,7 @@ def run(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return status
 
 
+@pytest.mark.slow
 def test_every_step_is_taken_and_every_cell_is_filled(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

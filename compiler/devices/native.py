@@ -8,9 +8,11 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from polycast.calibrating.folder import cache_folder
+from polycast.environments.sysroot import Sysroot
 from polycast.errors import ToolchainError
 from polycast.targets import _native
 
@@ -23,6 +25,15 @@ _ANDROID = {
     "armv7l": "armv7a-linux-androideabi24",
 }
 _NDK = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT", "ANDROID_NDK")
+
+
+#: What a wheel has of a runtime that a program needs, and the packages that it installs.
+_LIBRARIES = {
+    "onnxruntime": ("onnxruntime/capi/libonnxruntime.so.*",),
+    "litert": ("ai_edge_litert/libLiteRt.so",),
+    "tvm": ("tvm/lib/libtvm_runtime.so", "tvm/lib/libtvm_runtime_extra.so", "tvm_ffi/lib/libtvm_ffi.so"),
+}
+_PACKAGES = {"onnxruntime": ("onnxruntime",), "litert": ("ai_edge_litert",), "tvm": ("tvm", "tvm_ffi")}
 
 
 def runner(machine: str, android: bool) -> Path:
@@ -46,12 +57,32 @@ def runner(machine: str, android: bool) -> Path:
     return made
 
 
+def libraries(machine: str, runtime: str) -> list[Path]:
+    """Give the shared libraries of ``runtime`` for a device with Linux, out of its wheels, where they are here."""
+    if machine == _here():
+        roots = [Path(each, "..") for package in _PACKAGES[runtime] for each in _places(package)]
+    else:
+        sysroot = Sysroot.find() if machine == "aarch64" else None
+        # Of each folder that the sysroot names, its package lies one or two above.
+        roots = [folder.parents[up] for folder in (sysroot.libraries if sysroot else ()) for up in (0, 1)]
+    return sorted({path.resolve() for root in roots for name in _LIBRARIES[runtime] for path in root.glob(name)})
+
+
+def _places(package: str) -> list[str]:
+    found = find_spec(package)
+    return list(found.submodule_search_locations or ()) if found else []
+
+
+def _here() -> str:
+    machine = platform.machine().lower()
+    return {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+
+
 def _for_linux(machine: str) -> str:
-    here = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
-    names = ("g++", "clang++") if machine == here else (f"{machine}-linux-gnu-g++",)
+    names = ("g++", "clang++") if machine == _here() else (f"{machine}-linux-gnu-g++",)
     if found := next(filter(None, map(shutil.which, names)), None):
         return found
-    package = f"g++-{machine.replace('_', '-')}-linux-gnu" if machine != here else "g++"
+    package = "g++" if machine == _here() else f"g++-{machine.replace('_', '-')}-linux-gnu"
     raise ToolchainError(f"no compiler for {machine} is here to make the runner with", f"apt install {package}")
 
 

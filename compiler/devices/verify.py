@@ -37,7 +37,8 @@ def verify_on(
 
     host: as ssh takes it; without one it is adb's device ``serial``. runs: how many are timed.
     runner: the native runner, compiled for the device; without it one is compiled here.
-    libraries: the runtime's shared libraries, or folders of them, which are copied beside the runner.
+    libraries: the runtime's shared libraries, or folders of them, which are copied beside the runner; without any,
+    those of the wheels that are here for such a device.
 
     Returns: what was found, with ``device`` and ``evidence``; ``<build>.device.json`` beside the build holds it too.
     Raises: InputError where the build is changed, here or there; ToolchainError for all that is the device's.
@@ -65,6 +66,8 @@ def _run(device: Device, build: Build, folder: str, runs: int, runner: Path | No
         return device.run("python3", "-B", f"{folder}/here.py", f"{folder}/build", str(runs))
     machine = device.run("uname", "-m").out.strip()
     runner = runner or native.runner(machine, isinstance(device, Adb))
+    if not libraries and isinstance(device, Ssh):
+        libraries = native.libraries(machine, build.manifest["runtime"]["name"])
     device.push({"polycast_run": runner, **_files(libraries)}, folder)
     device.run("chmod", "755", f"{folder}/polycast_run")
     return device.run(f"{folder}/polycast_run", f"{folder}/build", "--runs", str(runs))

@@ -55,8 +55,7 @@ def losses(
     of scores; the cosine with the original's for embeddings; and the relative RMS error of the outputs for all else.
     """
     found: dict[str, Loss | str] = {}
-    original = open_original(model)
-    sessions: dict[str, Session] = {ORIGINAL: original}
+    sessions: dict[str, Session] = {ORIGINAL: open_original(model)}
     for name, build in builds.items():
         try:
             sessions[name] = build.open()
@@ -70,9 +69,6 @@ def losses(
         if metrics:
             raise  # the metric that the user named does not fit
         return dict.fromkeys(builds, error.message)
-    finally:
-        if original.folder:
-            original.folder.cleanup()
     return found | {name: _loss(scores, metric, name) for name in sessions if name != ORIGINAL}
 
 

@@ -15,14 +15,17 @@ _CLEAN = "clean | fold | clean"
 _PLAIN = f"{_CLEAN} | fuse_conv_bn | fuse_one_hot | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
 _FLOAT = f"{_PLAIN} | fuse_gemm"
 
+#: What int8 finds no range for, for lack of samples or because no one range suits it, is quantized as it runs.
+_DYNAMIC = "int8_dynamic(per='token', convolutions=True)"
+
 _EVERY = "symmetric=True, tied=True, ops=('Conv', 'ConvTranspose', 'Gemm', 'MatMul')"
 
 #: What each precision goes through.
 RECIPES: Mapping[str, str] = {
     "fp32": f"{_PLAIN} | clean",
     "fp16-weights": f"{_PLAIN} | fp16_weights | clean",
-    "int8": f"{_FLOAT} | int8(calibrate='minmax') | adaround | correct_bias | clean",
-    "int8-dynamic": f"{_PLAIN} | int8_dynamic(per='token', convolutions=True) | quantize_embeddings | clean",
+    "int8": f"{_FLOAT} | int8(calibrate='minmax') | adaround | {_DYNAMIC} | correct_bias | quantize_embeddings | clean",
+    "int8-dynamic": f"{_PLAIN} | {_DYNAMIC} | quantize_embeddings | clean",
     "int8-weights": f"{_PLAIN} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | clean",
     "int4": f"{_PLAIN} | quantize_weights({_EVERY}) | quantize_embeddings | clean",
 }
@@ -74,7 +77,7 @@ def open_build(folder: Path, signature: Signature) -> CheckedSession:
     except Exception as error:  # the runtime raises plain ValueError and RuntimeError for a file that is damaged
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"LiteRT cannot open the build: {line}") from error
-    return CheckedSession(session.run, signature)
+    return CheckedSession(session.run_checked, signature)
 
 
 def what_runs(folder: Path) -> Mapping[str, Any]:

@@ -10,9 +10,8 @@ from typing import Any
 from polycast.errors import UnsupportedError
 from polycast.model import Model
 
-from .._tvm.static import batch
 from . import flatbuffer, run_litert
-from .open_dims import convert_any
+from .open_dims import convert_any, rows
 
 #: What the file is called.
 FILE = "model.tflite"
@@ -20,13 +19,13 @@ FILE = "model.tflite"
 
 def problems(model: Model) -> tuple[str, ...]:
     """Name every op of ``model`` that cannot be written."""
-    return convert_any(model, batch(model))[1]
+    return convert_any(model, rows(model))[1]
 
 
 def write(model: Model, folder: Path) -> Mapping[str, Any]:
     """Write model.tflite and run.py. Returns: the runtime facts for the manifest."""
-    rows = batch(model)
-    program, lacking = convert_any(model, rows)
+    symbol = rows(model)
+    program, lacking = convert_any(model, symbol)
     if lacking:
         raise UnsupportedError(f"LiteRT lacks what this model needs: {', '.join(lacking)}")
     signature = model.signature
@@ -40,7 +39,7 @@ def write(model: Model, folder: Path) -> Mapping[str, Any]:
         "name": "litert",
         "versions": {"ai-edge-litert": version("ai-edge-litert")},
         "model": FILE,
-        "by_row": rows is not None,
+        "by_row": symbol is not None,
         "needs": "pip install numpy ai-edge-litert",
         "how_to_run": ["python run.py --input x.npz", "python run.py --verify"],
     }

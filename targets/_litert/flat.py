@@ -39,4 +39,3 @@ def _first(operator: Operator) -> Tensor:
     tensor = operator.inputs[0]
     assert tensor is not None
     return tensor
-

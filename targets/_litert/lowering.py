@@ -111,15 +111,18 @@ def _bias_after(y: ir.Value, channels: int) -> tuple[ir.Node, ir.Value] | None:
 
 def _gemm(node: ir.Node) -> None:
     """Turn a Gemm that is a product and a bias for each channel into a Linear, which may have more axes."""
-    if not is_op(node, "Gemm") or any(integer(node, name, 0) for name in ("transA", "transB")):
+    if not is_op(node, "Gemm") or not is_plain(node) or integer(node, "transB", 0):
         return
     x, w, bias = node.inputs[0], node.inputs[1], operand(node, 2)
     shape = constant_shape(w)
-    if shape is None or any(number(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return
-    if (bias is not None and _has_codes(bias)) or _has_codes(w) or not _has_channels(bias, shape[1]):
+    if shape is None or _has_codes(w) or not has_channels(bias, shape[1]):
         return
     put_linear(node.outputs[0], [x, w] if bias is None else [x, w, bias], shape[1])
+
+
+def is_plain(node: ir.Node) -> bool:
+    """Whether a Gemm scales nothing, and reads x as it is."""
+    return not integer(node, "transA", 0) and all(number(node, name, 1.0) == 1.0 for name in ("alpha", "beta"))
 
 
 def _has_codes(value: ir.Value | None) -> bool:
@@ -127,7 +130,8 @@ def _has_codes(value: ir.Value | None) -> bool:
     return value is not None and is_op(value.producer(), "DequantizeLinear")
 
 
-def _has_channels(bias: ir.Value | None, channels: int) -> bool:
+def has_channels(bias: ir.Value | None, channels: int) -> bool:
+    """Whether a bias is a constant for each channel, or there is none."""
     array = constant(bias)
     return bias is None or (array is not None and array.shape == (channels,))
 

@@ -7,9 +7,20 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from ._attributes import operand
+from ._attributes import integer, operand
 from .ends import constant
-from .lowering import constant_shape, held, is_op, only_reader, put_linear, put_product, substitute
+from .lowering import (
+    DOMAIN,
+    constant_shape,
+    has_channels,
+    held,
+    is_op,
+    is_plain,
+    only_reader,
+    put_linear,
+    put_product,
+    substitute,
+)
 
 
 def widened_by_product(node: ir.Node) -> None:
@@ -42,7 +53,7 @@ def _made_of(codes: ir.Value | None) -> ir.Value | None:
         return None
     if is_op(node, "DynamicQuantizeLinear"):
         return node.inputs[0]
-    if is_op(node, "QuantizeLinear") and constant(node.inputs[1]) is None:
+    if is_op(node, "QuantizeLinear") and "block_size" in node.attributes and constant(node.inputs[1]) is None:
         return node.inputs[0]
     return None
 
@@ -149,18 +160,25 @@ def _channel_bias(y: ir.Value, channels: int) -> tuple[ir.Value | None, ir.Value
 
 def blocked(node: ir.Node) -> None:
     """Turn a product by int4 with several scales in a row into one that LiteRT rounds the other side of, too."""
-    w = node.inputs[1] if is_op(node, "MatMul") else None
+    turned = is_op(node, "Gemm") and bool(integer(node, "transB", 0))
+    if not is_op(node, "MatMul", "Gemm") or not (node.op_type == "MatMul" or is_plain(node)):
+        return
+    w, bias = node.inputs[1], operand(node, 2)
     producer = w.producer() if w is not None else None
     if producer is None or not is_op(producer, "DequantizeLinear") or "block_size" not in producer.attributes:
         return
-    shape = constant_shape(w)
-    codes = constant(producer.inputs[0])
-    if shape is None or codes is None or len(shape) != 2 or len(producer.inputs) > 2:
+    codes, scales = constant(producer.inputs[0]), constant(producer.inputs[1])
+    if codes is None or scales is None or codes.ndim != 2 or len(producer.inputs) > 2:
         return
-    size, axis = producer.attributes["block_size"].as_int(), producer.attributes["axis"].as_int()
-    if axis % 2 == 0:
-        narrow = held(codes.astype(np.int8), f"{producer.outputs[0].name}.codes")
-        put_product("LinearBlocks", node.outputs[0], [node.inputs[0], narrow, producer.inputs[1]], shape[1], block=size)
+    if producer.attributes["axis"].as_int() % 2 != int(turned):
+        return
+    codes, scales = (codes.T, scales.T) if turned else (codes, scales)
+    size, name = producer.attributes["block_size"].as_int(), producer.outputs[0].name
+    operands = [node.inputs[0], held(codes.astype(np.int8), f"{name}.codes"), held(scales, f"{name}.scales")]
+    if bias is None:
+        put_product("LinearBlocks", node.outputs[0], operands, codes.shape[1], block=size)
+    elif has_channels(bias, codes.shape[1]):
+        substitute(node.outputs[0], "LinearBlocks", [*operands, bias], DOMAIN, block=size)
 
 
 #: The rules, in the order in which they are applied.

@@ -15,6 +15,7 @@ import numpy as np
 from polycast.model import Model
 from polycast.reading.dims import fix_dims
 
+from .._tvm.static import batch
 from .convert import convert
 from .lowering import lowered
 from .tensors import Operator, Subgraph, Tensor
@@ -23,6 +24,25 @@ from .tensors import Operator, Subgraph, Tensor
 _SIZES = (64, 41, 30)
 #: By how much the sizes of two dimensions differ, so that one cannot pass for the other.
 _APART = 32
+
+
+def rows(model: Model) -> str | None:
+    """Give the symbol of the rows that ``model`` treats alike: of which each output has as many as each input.
+
+    Exporters lose the name on the way to an output, so that two sizes are tried where the names do not tell.
+    """
+    if (known := batch(model)) is not None:
+        return known
+    firsts = {port.shape[0] if port.shape else None for port in model.signature.inputs}
+    symbol = firsts.pop() if len(firsts) == 1 else None
+    others = {dim for port in model.signature.inputs for dim in (port.shape or ())[1:]}
+    if not isinstance(symbol, str) or symbol == "?" or symbol in others:
+        return None
+    for size in _SIZES[:2]:
+        program, problems = convert(lowered(_at(model, size, None)))
+        if problems or any(tensor.shape[:1] != (size,) for tensor in program.outputs):
+            return None
+    return symbol
 
 
 def convert_any(model: Model, batch: str | None) -> tuple[Subgraph, tuple[str, ...]]:

@@ -34,7 +34,7 @@ def conv(node: ir.Node, to: Program) -> None:
     tensor = to.read(x, _NWC if flat else NHWC)
     if flat:
         tensor = to.reshaped(tensor, (tensor.shape[0], 1, *tensor.shape[1:]))
-        slides = Window(*((first, *rest) for first, rest in zip((1, 1, 1, 0, 0), _sides(slides), strict=True)))
+        slides = slides.lifted
     size, out = tensor.shape[1:3], (1,) * flat + result[2:]
     padding = slides.padding(size, out)
     if padding is None:
@@ -61,10 +61,6 @@ def conv(node: ir.Node, to: Program) -> None:
     if flat:
         given = to.reshaped(given, (shape[0], *result[2:], result[1]))
     to.give(y, given, _NWC if flat else NHWC)
-
-
-def _sides(slides: Window) -> tuple[tuple[int, ...], ...]:
-    return slides.kernel, slides.stride, slides.dilation, slides.before, slides.after
 
 
 def pad(to: Program, tensor: Tensor, slides: Window) -> Tensor:

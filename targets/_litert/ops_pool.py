@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ._attributes import integer, integers
-from .layout import NHWC, channels_last
+from .layout import channels_last
 from .ops_conv import pad
 from .program import Program
 from .registry import converts
@@ -84,7 +84,8 @@ def average_pool(node: ir.Node, to: Program) -> None:
 
 def _check_overhang(node: ir.Node, to: Program, slides: Window, counts_zeros: bool) -> None:
     """With ceil_mode, a window may reach past the padding, and what lies there is not counted."""
-    declared = integers(node, "pads", (0,) * 4)[2:]
+    declared = integers(node, "pads", (0,) * 4)
+    declared = (0,) * (2 - len(declared) // 2) + declared[len(declared) // 2 :]
     if (
         counts_zeros
         and integer(node, "ceil_mode", 0)
@@ -103,7 +104,7 @@ def _average_of_inside(node: ir.Node, to: Program, tensor: Tensor, slides: Windo
     share = _counts(inside, slides, shape)
     mean = to.emit("AVERAGE_POOL_2D", [padded], shape, **_options(slides, VALID), fusedActivationFunction=0)
     scaled = to.emit("MUL", [mean, to.constant(share, "shares")], shape, fusedActivationFunction=to.activation)
-    to.give(node.outputs[0], scaled, NHWC)
+    _give_image(node, to, scaled)
 
 
 def _counts(inside: np.ndarray, slides: Window, shape: tuple[int, ...]) -> np.ndarray:
@@ -120,10 +121,16 @@ def _read(node: ir.Node, to: Program) -> tuple[Tensor, Window, int | None]:
     x = node.inputs[0]
     assert x is not None
     shape, result = to.shape(x), to.shape(node.outputs[0])
-    if len(shape) != 4:
+    if len(shape) not in (3, 4):
         to.refuse(f"a pool over {len(shape) - 2} axes")
     slides = window(node, integers(node, "kernel_shape", ()), shape[2:], result[2:])
-    return to.read(x, NHWC), slides, slides.padding(shape[2:], result[2:])
+    padding = slides.padding(shape[2:], result[2:])
+    tensor = to.read(x, channels_last(len(shape)))
+    if len(shape) == 4:
+        return tensor, slides, padding
+    least, tensor = tensor.least, to.reshaped(tensor, (tensor.shape[0], 1, *tensor.shape[1:]))
+    tensor.least = least
+    return tensor, slides.lifted, padding
 
 
 def _pad_with_least(to: Program, tensor: Tensor, slides: Window) -> Tensor:
@@ -142,7 +149,9 @@ def _pad_with_least(to: Program, tensor: Tensor, slides: Window) -> Tensor:
 
 
 def _shape(to: Program, node: ir.Node, tensor: Tensor) -> tuple[int, ...]:
-    return (tensor.shape[0], *to.shape(node.outputs[0])[2:], tensor.shape[3])
+    """Give the shape of the result as an image: a sequence is one of one row."""
+    size = to.shape(node.outputs[0])[2:]
+    return (tensor.shape[0], *(1,) * (2 - len(size)), *size, tensor.shape[3])
 
 
 def _options(slides: Window, padding: int) -> dict[str, Any]:
@@ -161,4 +170,9 @@ def _give(node: ir.Node, to: Program, kind: str, tensor: Tensor, slides: Window,
     y = to.emit(kind, [tensor], shape, **options, fusedActivationFunction=to.activation)
     if kind == "MAX_POOL_2D":
         y.least = tensor.least
-    to.give(node.outputs[0], y, NHWC)
+    _give_image(node, to, y)
+
+
+def _give_image(node: ir.Node, to: Program, y: Tensor) -> None:
+    rank = len(to.shape(node.outputs[0]))
+    to.give(node.outputs[0], y if rank == 4 else to.reshaped(y, (y.shape[0], *y.shape[2:])), channels_last(rank))

@@ -211,6 +211,8 @@ def _weight(node: ir.Node, to: Program, index: int, at: int) -> Stored:
     """Give the weight of one direction: [gates * H, K], as it is stored."""
     value = node.inputs[index]
     known = to.stored(value)
+    if known is not None and known.grid is None:
+        return Stored(known.codes[at], None)
     if known is None or known.grid is None or known.grid.axis != 1:
         array = _of_direction(node, to, index, at)
         assert array is not None

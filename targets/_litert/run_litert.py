@@ -49,73 +49,68 @@ class LiteRtSession:
         threads = threads or int(os.environ.get("POLYCAST_THREADS", "0")) or cores()
         self.by_row = manifest["runtime"]["by_row"]
         self.ports = manifest["signature"]["inputs"]
+        self.names = [port["name"] for port in self.ports]
         self.interpreter: Any = Interpreter(str(folder / manifest["runtime"]["model"]), num_threads=threads)
-        self.inputs = self.interpreter.get_input_details()
+        details = self.interpreter.get_input_details()
+        self.inputs = [each["index"] for each in details]
         self.outputs = [each["index"] for each in self.interpreter.get_output_details()]
-        self.shapes = [tuple(each["shape"].tolist()) for each in self.inputs]
-        self.ready = False
-        if not any(self._open_axes(each) for each in self.inputs):
-            self._allocate(self.shapes)
+        self.sizes = [each["shape_signature"].tolist() or each["shape"].tolist() for each in details]  # -1: any
+        self.shapes: list[tuple[int, ...]] | None = None
+        self.is_open = any(-1 in size for size in self.sizes)
+        if not self.is_open:
+            self._allocate([tuple(size) for size in self.sizes])
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run once; a batch that the build was not made for is run row by row.
 
         Raises: ValueError naming the input, for a missing one, or a wrong dtype or shape.
         """
-        arrays = [self._checked(port, feeds) for port in self.ports]
-        rows = self._rows(arrays)
-        if rows == 1:
+        for port, size in zip(self.ports, self.sizes, strict=True):
+            self._check(port, size, feeds)
+        return self.run_checked(feeds)
+
+    def run_checked(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Run once on what is known to fit: a small model takes less time than looking at its inputs does."""
+        arrays = [feeds[name] for name in self.names]
+        if not self.by_row or all(array.shape[0] == 1 for array in arrays):
             return self.compute(arrays)
-        parts = [self.compute([array[row : row + 1] for array in arrays]) for row in range(rows)]
+        counts = {array.shape[0] for array in arrays}
+        if len(counts) > 1 or 0 in counts:
+            raise ValueError(f"the inputs have batches of {' and '.join(map(str, sorted(counts)))}")
+        parts = [self.compute([array[row : row + 1] for array in arrays]) for row in range(counts.pop())]
         return [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
 
     def compute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Run on arrays of shapes that the file was made for, in the order of its inputs."""
         shapes = [array.shape for array in arrays]
-        if not self.ready or shapes != self.shapes:
+        if shapes != self.shapes:
             self._allocate(shapes)
-        for each, array in zip(self.inputs, arrays, strict=True):
-            self.interpreter.set_tensor(each["index"], array)
+        for index, array in zip(self.inputs, arrays, strict=True):
+            self.interpreter.set_tensor(index, array)
         self.interpreter.invoke()
         return [self.interpreter.get_tensor(index) for index in self.outputs]
 
     def _allocate(self, shapes: list[tuple[int, ...]]) -> None:
-        self.ready = False
-        for each, shape in zip(self.inputs, shapes, strict=True):
-            if each["shape"].tolist() != list(shape) or shapes != self.shapes:
-                self.interpreter.resize_tensor_input(each["index"], shape)
+        self.shapes = None
+        if self.is_open:
+            for index, shape in zip(self.inputs, shapes, strict=True):
+                self.interpreter.resize_tensor_input(index, shape)
         self.interpreter.allocate_tensors()
-        self.shapes, self.ready = shapes, True
+        self.shapes = shapes
 
-    @staticmethod
-    def _open_axes(details: dict[str, Any]) -> list[int]:
-        """Give the axes of an input that may have any size."""
-        return [axis for axis, size in enumerate(details["shape_signature"].tolist()) if size == -1]
-
-    def _checked(self, port: dict[str, Any], feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+    def _check(self, port: dict[str, Any], size: list[int], feeds: Mapping[str, np.ndarray]) -> None:
         name = port["name"]
         if name not in feeds:
             raise ValueError(f"input {name!r} is missing")
-        array = np.asarray(feeds[name])
+        array = feeds[name]
         if array.dtype != np.dtype(port["dtype"]):
             raise ValueError(f"input {name!r} is {array.dtype}, not {port['dtype']}")
-        details = self.inputs[self.ports.index(port)]
-        shape = details["shape"].tolist()
-        free = {*self._open_axes(details), *([0] if self.by_row else [])}
-        fits = array.ndim == len(shape) and all(
-            found == wanted or axis in free for axis, (found, wanted) in enumerate(zip(array.shape, shape, strict=True))
+        fits = array.ndim == len(size) and all(
+            wanted in (-1, found) or (self.by_row and axis == 0)
+            for axis, (found, wanted) in enumerate(zip(array.shape, size, strict=True))
         )
         if not fits:
             raise ValueError(f"input {name!r} has shape {list(array.shape)}, not {port['shape']}")
-        return array
-
-    def _rows(self, arrays: list[np.ndarray]) -> int:
-        if not self.by_row or not arrays:
-            return 1
-        counts = {array.shape[0] for array in arrays}
-        if len(counts) > 1:
-            raise ValueError(f"the inputs have batches of {' and '.join(map(str, sorted(counts)))}")
-        return int(counts.pop())
 
 
 def open_session(folder: Path, own_process: bool = False) -> LiteRtSession:

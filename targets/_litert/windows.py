@@ -30,6 +30,12 @@ class Window:
         """Whether there is any padding."""
         return any(self.before) or any(self.after)
 
+    @property
+    def lifted(self) -> Window:
+        """The same over an image of one row, where this slides over a sequence."""
+        sides = (self.kernel, self.stride, self.dilation, self.before, self.after)
+        return Window(*((first, *rest) for first, rest in zip((1, 1, 1, 0, 0), sides, strict=True)))
+
     def padding(self, size: Sequence[int], result: Sequence[int]) -> int | None:
         """Give the padding of LiteRT that does the same; None where neither does."""
         if not self.padded:

@@ -1054,12 +1054,20 @@ class Library {
   std::string path_;
 };
 
-// The kind of this machine, in the manifest's spelling.
+// The kind of CPU that this program is made for, in the manifest's spelling: what it loads has to be for the same. The
+// system would name the machine, which may be wider than the process.
 std::string machine_name() {
+#if defined(__aarch64__)
+  return "aarch64";
+#elif defined(__x86_64__)
+  return "x86_64";
+#elif defined(__arm__)
+  return "armv7a";
+#else
   utsname names{};
   uname(&names);
-  const std::string name = names.machine;
-  return name == "arm64" ? "aarch64" : name == "amd64" ? "x86_64" : name;
+  return names.machine;
+#endif
 }
 
 std::string system_name() {
@@ -1076,11 +1084,12 @@ class Runtime {
   virtual void invoke() = 0;
   virtual Arrays outputs() = 0;
 
-  // The size of the batch that the build is made for, where that is fixed: samples of more rows go row by row.
+  // Whether the build is made for one row: samples of more go row by row.
   virtual bool by_row() const { return false; }
 
   std::string version;  // empty where the runtime does not tell
   std::string library;
+  Json left_out{Json::Kind::kArray};  // what the build would rather run on, and this program has not
 };
 
 // What a runtime made, and the function that takes it back.
@@ -1115,6 +1124,8 @@ class OnnxRuntime : public Runtime {
       for (const auto& entry : entries->members())
         call(kAddSessionConfigEntry, settings.get(), entry.first.c_str(), entry.second.text().c_str());
     }
+    if (const Json* providers = facts.find("providers"))
+      for (const auto& provider : providers->members()) left_out.add(provider.first);
     session_ = make(kReleaseSession, kCreateSession, environment_.get(), build.file("model").c_str(), settings.get());
     memory_ = make(kReleaseMemoryInfo, kCreateCpuMemoryInfo, kArenaAllocator, kDefaultMemory);
     for (const Port& port : build.inputs) input_names_.push_back(port.name.c_str());
@@ -1697,7 +1708,7 @@ Arrays run(Runtime& runtime, const Build& build, const Arrays& inputs) {
   }
   require(found.size() == build.outputs.size(), "the build gives another number of outputs than its manifest says");
   for (size_t i = 0; i < found.size(); ++i)
-    if (is_float(found[i].dtype) == is_float(build.outputs[i].dtype) && !is_float(found[i].dtype))
+    if (!is_float(found[i].dtype) && !is_float(build.outputs[i].dtype))
       found[i] = with_dtype(found[i], build.outputs[i].dtype, "output " + build.outputs[i].name);
   return found;
 }
@@ -1708,17 +1719,20 @@ struct Sample {
 };
 
 std::vector<Sample> read_golden(const Build& build) {
-  std::vector<Sample> samples(build.samples);
-  if (samples.empty()) return samples;
+  std::vector<Sample> samples;
+  if (build.samples == 0) return samples;
   const Npz golden(read_file(build.folder + "/golden.npz", "golden.npz", size_t{1} << 30));
-  for (size_t i = 0; i < samples.size(); ++i) {
+  for (size_t i = 0; i < build.samples; ++i) {
     const std::string start = std::to_string(i);
+    Sample sample;
     for (const Port& port : build.inputs) {
       Array array = golden.read(start + "/input/" + port.name);
       require(array.dtype == port.dtype, "golden.npz: input " + port.name + " is no " + facts(port.dtype).name);
-      samples[i].inputs.push_back(std::move(array));
+      sample.inputs.push_back(std::move(array));
     }
-    for (const Port& port : build.outputs) samples[i].outputs.push_back(golden.read(start + "/output/" + port.name));
+    for (const Port& port : build.outputs) sample.outputs.push_back(golden.read(start + "/output/" + port.name));
+    require(!sample.inputs.empty() || !sample.outputs.empty(), "the model has neither inputs nor outputs");
+    samples.push_back(std::move(sample));
   }
   return samples;
 }
@@ -1860,6 +1874,7 @@ Json examine(const Options& options) {
        {{"name", build.runtime()["name"].text()},
         {"version", runtime->version.empty() ? Json() : Json(runtime->version)},
         {"library", runtime->library},
+        {"left_out", runtime->left_out},
         {"threads", static_cast<double>(options.threads)}}},
       {"golden",
        {{"n", options.golden ? static_cast<double>(golden.size()) : 0.0},
@@ -1886,6 +1901,8 @@ int run_main(const std::vector<std::string>& words) {
   try {
     const Json found = examine(parse(words));
     std::printf("%s\n", found.dump().c_str());
+    for (const Json& provider : found["runtime"]["left_out"].items())
+      std::fprintf(stderr, "polycast_run: %s is not here: this runs on the CPU\n", provider.text().c_str());
     for (const Json& problem : found["golden"]["problems"].items())
       std::fprintf(stderr, "polycast_run: %s\n", problem.text().c_str());
     return found["ok"].truth() ? 0 : 1;

@@ -26,6 +26,7 @@ __all__ = [
     "Gpu",
     "available",
     "available_for",
+    "is_here",
     "lower",
     "made_with",
     "open_build",
@@ -75,22 +76,31 @@ def made_with(tool: str | None = None) -> dict[str, object]:
     }
 
 
-def tune(model: Model, cpu: Cpu, minutes: float, tell: Callable[[str, int, int], None] | None) -> None:
-    """Try tiles for the kernels of ``model`` on this machine; builds for ``cpu`` are made with the fastest from now."""
-    from . import cpu_tuning, static
+def tune(model: Model, gpu: Gpu | Cpu, minutes: float, tell: Callable[[str, int, int], None] | None) -> None:
+    """Try schedules for the kernels of ``model`` on this machine; builds for ``gpu`` are made with the fastest now."""
+    from . import cpu_tuning, gpu_tuning, static
 
-    cpu_tuning.tune(static.fixed(model)[0], cpu, minutes, tell)
+    one = static.fixed(model)[0]
+    if isinstance(gpu, Cpu):
+        cpu_tuning.tune(one, gpu, minutes, tell)
+    else:
+        gpu_tuning.tune(one, gpu, minutes, tell)
+
+
+def is_here(gpu: Gpu) -> bool:
+    """Whether a GPU of this architecture is here, so that schedules can be tried on it."""
+    from . import gpu_tuning
+
+    return gpu_tuning.chip(gpu) is not None
 
 
 def lower(model: Model, gpu: Gpu | Cpu) -> Lowered:
-    """Import ``model`` and schedule every kernel for ``gpu``."""
-    from . import cpu_lowering, cpu_tuning, lowering
+    """Import ``model`` and schedule every kernel for ``gpu``, with what was measured on such a one here."""
+    from . import cpu_lowering, cpu_tuning, gpu_tuning, lowering
 
-    return (
-        cpu_lowering.lower(model, gpu, cpu_tuning.known_tiles(gpu))
-        if isinstance(gpu, Cpu)
-        else lowering.lower(model, gpu)
-    )
+    if isinstance(gpu, Cpu):
+        return cpu_lowering.lower(model, gpu, cpu_tuning.known_tiles(gpu))
+    return lowering.lower(model, gpu, gpu_tuning.known(gpu))
 
 
 def write(model: Model, gpu: Gpu | Cpu, folder: Path) -> Mapping[str, Any]:

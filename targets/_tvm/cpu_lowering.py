@@ -17,6 +17,7 @@ from .cpu_arch import Cpu
 from .cpu_tiles import Tile
 from .frontend import Imported
 from .lowering import Lowered, fuse
+from .records import kernels_of
 
 
 def lower(model: Model, cpu: Cpu, tiles: Mapping[str, Tile] = MappingProxyType({})) -> Lowered:
@@ -24,7 +25,7 @@ def lower(model: Model, cpu: Cpu, tiles: Mapping[str, Tile] = MappingProxyType({
     import tvm
 
     imported, module = _fused(model, cpu)
-    tuned = {key: tiles[key] for key in _workloads(module).keys() & tiles.keys()} if tiles else {}
+    tuned = {key: tiles[key] for key in kernels_of(module).keys() & tiles.keys()} if tiles else {}
     with cpu.target(), tvm.transform.PassContext(opt_level=3):
         module = cpu_rules.schedule(module, cpu, tuned)
     return Lowered(module, imported.inputs, imported.outputs, imported.weights, cpu, tuned)
@@ -33,14 +34,7 @@ def lower(model: Model, cpu: Cpu, tiles: Mapping[str, Tile] = MappingProxyType({
 def kernels(model: Model, cpu: Cpu) -> dict[str, Any]:
     """Give the kernels of ``model`` that have tiles, by workload, before they are scheduled."""
     _, module = _fused(model, cpu)
-    return {key: each for key, each in _workloads(module).items() if cpu_rules.tiles(each, cpu)}
-
-
-def _workloads(module: Any) -> dict[str, Any]:
-    from tvm import tirx
-
-    functions = [each for each in module.functions.values() if isinstance(each, tirx.PrimFunc)]
-    return {cpu_rules.workload(each): each for each in functions}
+    return {key: each for key, each in kernels_of(module).items() if cpu_rules.tiles(each, cpu)}
 
 
 def _fused(model: Model, cpu: Cpu) -> tuple[Imported, Any]:

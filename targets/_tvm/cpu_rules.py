@@ -13,6 +13,7 @@ from typing import Any
 
 from .cpu_arch import Cpu
 from .cpu_tiles import Tile, tiles_for
+from .records import workload
 
 #: Of these schedules: what was measured with others is not used.
 VERSION = 1
@@ -31,13 +32,6 @@ def schedule(module: Any, cpu: Cpu, tiles: Mapping[str, Tile]) -> Any:
             tile = tiles.get(workload(function)) if tiles else None
             module[variable] = scheduled(function, cpu, tile).with_attr("tirx.is_scheduled", True)
     return module
-
-
-def workload(function: Any) -> str:
-    """Give one text for kernels that compute the same."""
-    import tvm_ffi
-
-    return f"{tvm_ffi.structural_hash(function) & (2**64 - 1):016x}"
 
 
 def tiles(function: Any, cpu: Cpu) -> list[Tile]:

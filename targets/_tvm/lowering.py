@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from polycast.model import Model, Port
 from . import frontend, schedules
 from .cpu_arch import Cpu
 from .gpu import Gpu
+from .records import kernels_of
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,25 @@ class Lowered:
     tuned: Mapping[str, Any] = field(default_factory=dict)
 
 
-def lower(model: Model, gpu: Gpu) -> Lowered:
-    """Import ``model``, fuse it, and schedule every kernel for ``gpu``."""
+def lower(model: Model, gpu: Gpu, measured: Mapping[str, Any] = MappingProxyType({})) -> Lowered:
+    """Import ``model``, fuse it, and schedule every kernel for ``gpu``; measured: by workload, what to do it with."""
+    import tvm
+
+    imported, module = fused(model, gpu)
+    tuned = {key: measured[key] for key in kernels_of(module).keys() & measured.keys()} if measured else {}
+    with gpu.target(), tvm.transform.PassContext(opt_level=3):
+        module, constants = detach(module, len(imported.weights))
+        module = schedules.schedule(module, gpu, tuned)
+    return Lowered(module, imported.inputs, imported.outputs, imported.weights | constants, gpu, tuned)
+
+
+def fused(model: Model, gpu: Gpu) -> tuple[frontend.Imported, Any]:
+    """Import ``model`` and fuse it. Returns: what was imported, and the module, of which no kernel is scheduled."""
     import tvm
 
     imported = frontend.load(model)
-    target = gpu.target()
-    with target, tvm.transform.PassContext(opt_level=3):
-        module = fuse(imported.module)
-        module, constants = detach(module, len(imported.weights))
-        module = schedules.schedule(module, gpu)
-    return Lowered(module, imported.inputs, imported.outputs, imported.weights | constants, gpu)
+    with gpu.target(), tvm.transform.PassContext(opt_level=3):
+        return imported, fuse(imported.module)
 
 
 def fuse(module: Any) -> Any:

@@ -15,20 +15,29 @@ from typing import Any
 
 from .gpu import Gpu
 from .matvec import PART, VECTOR, WHOLE
-from .matvec_tiles import UNROLL, Rows, Vector, choose, staged
+from .matvec_tiles import UNROLL, Rows, Vector, staged, ways
 
 
-def schedule(function: Any, gpu: Gpu, way: Rows | None = None) -> Any | None:
+def schedule(function: Any, gpu: Gpu, way: Any = None) -> Any | None:
     """Schedule ``function``; None where it is none of ``matvec``. way: instead of the one that the model chooses."""
+    if (rule := _rule(function, gpu)) is None:
+        return None
+    rule.apply(way if isinstance(way, Rows) else ways(rule.vector, gpu)[0])
+    return rule.sch
+
+
+def choices(function: Any, gpu: Gpu) -> list[Rows]:
+    """Give the ways of ``function``, the cheapest by the model first; none where it is none of ``matvec``."""
+    rule = _rule(function, gpu)
+    return ways(rule.vector, gpu) if rule else []
+
+
+def _rule(function: Any, gpu: Gpu) -> _Rule | None:
     from tvm import s_tir
 
     sch = s_tir.Schedule(function)
     names = [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
-    if names.count(PART) != 1 or names.count(WHOLE) != 1:
-        return None
-    rule = _Rule(sch, gpu)
-    rule.apply(way or choose(rule.vector, gpu))
-    return sch
+    return _Rule(sch, gpu) if names.count(PART) == names.count(WHOLE) == 1 else None
 
 
 @dataclass

@@ -71,17 +71,21 @@ class Rows:
 
 
 def ways(vector: Vector, gpu: Gpu) -> list[Rows]:
-    """Give the ways in which rows and chunks come out even; a group is a part of a warp, or is alone in its block."""
+    """Give the ways in which rows and chunks come out even, that of the fewest predicted cycles first.
+
+    A group is a part of a warp, or is alone in its block. Of equal ways that of the fewest threads is the first.
+    """
     whole = [many for many in range(1, min(vector.chunks, _THREADS) + 1) if vector.chunks % many == 0]
     lanes = [many for many in whole if many * vector.bytes >= _LINE] or whole[-1:]
     found = [Rows(*way) for way in product(lanes, (1, 2, 4), (1, 2, 4, 8, 16, 32))]
-    return [
+    even = [
         way
         for way in found
         if vector.rows % (way.each * way.groups) == 0
         and way.lanes * way.groups <= min(gpu.threads, _THREADS)
         and (way.groups == 1 or gpu.warp % way.lanes == 0)
     ]
+    return sorted(even, key=lambda way: (cycles(vector, way, gpu), way.lanes * way.groups))
 
 
 def staged(vector: Vector, gpu: Gpu) -> bool:
@@ -109,8 +113,3 @@ def cycles(vector: Vector, way: Rows, gpu: Gpu) -> float:
     end = way.each * (_SHUFFLE if gpu.warp % way.lanes == 0 else _BARRIER) * way.lanes.bit_length()
     whole = max(resident * steps * busy, waits * LATENCY + steps * busy)
     return -(-blocks // (gpu.units * resident)) * (begin + whole + end)
-
-
-def choose(vector: Vector, gpu: Gpu) -> Rows:
-    """Choose the way of the fewest predicted cycles; of equal ones that of the fewest threads."""
-    return min(ways(vector, gpu), key=lambda way: (cycles(vector, way, gpu), way.lanes * way.groups))

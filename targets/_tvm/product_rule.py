@@ -12,7 +12,7 @@ from typing import Any
 
 from . import wmma
 from .gpu import Gpu
-from .tiles import Product, Tile, choose
+from .tiles import Product, Tile, ranked
 
 #: Halves that one thread moves at a time: 16 bytes.
 _VECTOR = 8
@@ -51,12 +51,31 @@ class Factors:
         return Product(batch, rows, columns, k, 2 if self.half else 4)
 
 
-def schedule(function: Any, gpu: Gpu, tile: Tile | None = None, *, tensorize: bool = True) -> Any | None:
+def schedule(function: Any, gpu: Gpu, tile: Any = None, *, tensorize: bool = True) -> Any | None:
     """Schedule ``function``; None where it is no product.
 
     tile: instead of the one that the model of the GPU chooses. tensorize: whether the steps of a tensor-core tile
     become its instructions; without, every thread of a warp does the work of the warp, which any back end can run.
     """
+    if (found := _product(function)) is None:
+        return None
+    sch, main, factors = found
+    tile = tile if isinstance(tile, Tile) else ranked(factors.product, gpu, half=factors.half)[0]
+    if tile.tensor:
+        _Tensor(sch, main, factors, tile, gpu, tensorize).apply()
+    else:
+        _Plain(sch, main, factors, tile).apply()
+    return sch
+
+
+def choices(function: Any, gpu: Gpu) -> list[Tile]:
+    """Give the tiles of ``function``, the cheapest by the model first; none where it is no product."""
+    found = _product(function)
+    return ranked(found[2].product, gpu, half=found[2].half) if found else []
+
+
+def _product(function: Any) -> tuple[Any, Any, Factors] | None:
+    """Find the product in ``function``. Returns: a schedule in its normal form, the block, and what is known of it."""
     from tvm import s_tir
     from tvm.s_tir.dlight.gpu import matmul
 
@@ -65,14 +84,7 @@ def schedule(function: Any, gpu: Gpu, tile: Tile | None = None, *, tensorize: bo
     reductions = matmul.get_reduction_blocks(sch, blocks)
     if reductions is None or matmul.get_index_map(sch.get(reductions[0])) is None:
         return None
-    main = reductions[0]
-    factors = _normalize(sch, main)
-    tile = tile or choose(factors.product, gpu, half=factors.half)
-    if tile.tensor:
-        _Tensor(sch, main, factors, tile, gpu, tensorize).apply()
-    else:
-        _Plain(sch, main, factors, tile).apply()
-    return sch
+    return sch, reductions[0], _normalize(sch, reductions[0])
 
 
 def _normalize(sch: Any, main: Any) -> Factors:

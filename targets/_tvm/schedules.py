@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from . import matvec_rule, product_rule, window_rule
 from .gpu import Gpu
+from .records import workload
 
 
-def schedule(module: Any, gpu: Gpu) -> Any:
-    """Give every kernel of ``module`` its schedule."""
+def schedule(module: Any, gpu: Gpu, measured: Mapping[str, Any]) -> Any:
+    """Give every kernel of ``module`` its schedule; measured: what some are to be scheduled with, by workload."""
     from tvm import tirx
     from tvm.s_tir import dlight
 
@@ -17,8 +19,9 @@ def schedule(module: Any, gpu: Gpu) -> Any:
     for variable, function in list(module.functions.items()):
         if not isinstance(function, tirx.PrimFunc):
             continue
-        for rule in (matvec_rule, product_rule, window_rule):
-            if (scheduled := rule.schedule(function, gpu)) is not None:
+        choice = measured.get(workload(function)) if measured else None
+        for rule in (matvec_rule.schedule, product_rule.schedule, window_rule.schedule):
+            if (scheduled := rule(function, gpu, choice)) is not None:
                 module[variable] = scheduled.mod["main"].with_attr("tirx.is_scheduled", True)
                 break
     rest = dlight.gpu.GEMV(), dlight.gpu.Reduction(), dlight.gpu.GeneralReduction(), dlight.gpu.Fallback()

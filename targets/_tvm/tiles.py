@@ -121,11 +121,16 @@ def cycles(product: Product, tile: Tile, gpu: Gpu) -> float:
     return -(-blocks // (gpu.units * resident)) * -(-product.terms // tile.terms) * step
 
 
-def choose(product: Product, gpu: Gpu, *, half: bool) -> Tile:
-    """Choose the tile for ``product``; half: both factors are float16, so that tensor cores can take them.
+def ranked(product: Product, gpu: Gpu, *, half: bool) -> list[Tile]:
+    """Give the tiles for ``product``, that of the fewest predicted cycles first, of equal ones the larger.
 
-    Returns: the tile of the fewest predicted cycles; of equal ones the first, which is the larger.
+    half: both factors are float16, so that tensor cores can take them.
     """
     fitting: Iterable[Tile] = (*(TENSOR if half and gpu.tensor_cores else ()), *PLAIN)
     allowed = [tile for tile in fitting if tile.threads(gpu) <= gpu.threads and tile.shared(product.item) <= gpu.shared]
-    return min(allowed, key=lambda tile: cycles(product, tile, gpu))
+    return sorted(allowed, key=lambda tile: cycles(product, tile, gpu))
+
+
+def choose(product: Product, gpu: Gpu, *, half: bool) -> Tile:
+    """Choose the first of ``ranked``."""
+    return ranked(product, gpu, half=half)[0]

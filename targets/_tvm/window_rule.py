@@ -17,8 +17,8 @@ FEW, SOME = 32, 1024
 _THREADS = 256
 
 
-def schedule(function: Any, gpu: Gpu) -> Any | None:
-    """Schedule ``function``; None where it has no sum, several, or one of many terms."""
+def schedule(function: Any, gpu: Gpu, choice: Any = None) -> Any | None:
+    """Schedule ``function``; None where it has no sum, several, or one of many terms. choice: there is none."""
     from tvm import s_tir
     from tvm.s_tir.dlight.analysis import normalize_prim_func
     from tvm.s_tir.dlight.base import try_inline_contiguous_spatial

@@ -17,12 +17,14 @@ from . import _probe, _site
 
 _FLOAT = "clean | fold | clean | fuse_conv_bn | fuse_gelu | fuse_layer_norm | fuse_rms_norm | fuse_gemm"
 _EVERY = "tied=True, ops=('Conv', 'ConvTranspose', 'Gemm', 'MatMul')"
+#: Images are far from 0 on average, and so is then what rounded weights miss.
+_MEND = "correct_bias | clean"
 
 _RECIPES = {
     "fp32": f"{_FLOAT} | clean",
     "fp16": f"{_FLOAT} | fp16 | clean",
-    "int8-weights": f"{_FLOAT} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | clean",
-    "int4": f"{_FLOAT} | quantize_weights({_EVERY}) | quantize_embeddings(bits=4, block=32) | clean",
+    "int8-weights": f"{_FLOAT} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | {_MEND}",
+    "int4": f"{_FLOAT} | quantize_weights({_EVERY}) | quantize_embeddings(bits=4, block=32) | {_MEND}",
 }
 
 #: What the field knows, and nothing here would be faster for.

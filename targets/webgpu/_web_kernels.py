@@ -39,9 +39,14 @@ def _left(model: Model) -> dict[str, str]:
             read = {value for value in node.inputs if value is not None}
             if read <= constant and (read or node.op_type == "Constant"):
                 constant |= set(node.outputs)  # a session computes it when it opens
-            elif reason := _why_not(node, model.graph.opset_imports.get(node.domain, 1)):
+            elif not _holds_graphs(node) and (reason := _why_not(node, model.graph.opset_imports.get(node.domain, 1))):
                 left[name_of(node)] = reason
     return left
+
+
+def _holds_graphs(node: ir.Node) -> bool:
+    """Whether ``node`` is an If or its like: what is inside counts for itself."""
+    return any(each.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for each in node.attributes.values())
 
 
 def governing(schema: onnx.defs.OpSchema) -> str:

@@ -114,14 +114,16 @@ def shared_bytes(function: Any, *, wide: bool = False) -> int:
     from tvm_ffi import structural_walk
 
     def itemsize(buffer: Any) -> int:
-        return 4 if str(buffer.dtype) == "bool" else np.dtype(str(buffer.dtype)).itemsize
+        kind, _, lanes = str(buffer.dtype).partition("x")
+        item = 4 if kind == "bool" else np.dtype(kind).itemsize
+        return max(4 if wide else 2, item) * int(lanes or 1)
 
     sizes: list[int] = []
 
     def allocate(statement: Any) -> None:
         buffer = statement.buffer
         if buffer.scope() == "shared":
-            sizes.append(prod(int(d) for d in buffer.shape) * max(4 if wide else 2, itemsize(buffer)))
+            sizes.append(prod(int(d) for d in buffer.shape) * itemsize(buffer))
 
     structural_walk(function.body, (tirx.AllocBuffer, allocate))
     return sum(sizes)

@@ -14,9 +14,14 @@ from models import dense_net
 import polycast
 from polycast.errors import RecipeError
 from polycast.targets import find
-from polycast.targets._tvm import run_tvm, weights
+from polycast.targets._tvm import matvec, matvec_rule, nvcc, run_tvm, weights
+from polycast.targets._tvm.matvec_tiles import Rows
+from polycast.targets._tvm.stored import Stored
 
 pytest.importorskip("tvm")
+
+#: Opcodes of a read from memory, and of a read and a write of what found no register; the size of 16 bytes.
+LOAD, SPILLS, BYTES_16 = 0x981, (0x983, 0x387), 6
 
 #: ELF's number for NVIDIA's GPUs, and the low bits of the opcode of a half-precision matrix product.
 NVIDIA, HMMA = 190, 0x23C
@@ -75,6 +80,52 @@ def test_float16_products_are_tensor_core_instructions(build: Path) -> None:
     [elf] = code_objects(build / "lib.so")
     products = {name: matrix_products(code) for name, code in kernels(elf).items() if "matmul" in name}
     assert products and all(products.values()), products
+
+
+@pytest.mark.slow
+def test_packed_weights_meet_a_vector_16_bytes_at_a_time_and_each_once() -> None:
+    """256 rows of 2048 codes of 4 bits; a block of 128 threads takes 8 rows, and the vector by way of shared memory."""
+    if not (found := nvcc.command()):
+        pytest.skip("nvcc is not installed")
+    rows, terms, way = 256, 2048, Rows(32, 2, 4)
+    code = kernel_of(rows, terms, way)
+    loads = [size for kind, size in reads(code) if kind == LOAD]
+    vector = terms * 2 // (16 * 128)
+    assert loads.count(BYTES_16) == vector + way.each * terms // (32 * way.lanes), found
+    moved = (loads.count(BYTES_16) - vector) * 16 * 128 * rows // (way.each * way.groups)
+    assert moved == rows * terms // 2
+    assert not [kind for kind, _ in reads(code) if kind in SPILLS]
+
+
+def kernel_of(rows: int, terms: int, way: Rows) -> bytes:
+    """Give the machine code of a matrix in 4 bits times a vector."""
+    import tvm
+    from tvm import te
+
+    codes, groups = np.zeros((rows, terms), np.uint8), (rows, terms // 32)
+    stored = Stored(
+        lambda: codes, np.ones(groups, np.float16), np.eye(*groups, dtype=np.uint8), codes.shape, 4, False, 1, 32
+    )
+    matrix = matvec.packed(stored)
+    assert matrix is not None
+    arrays = [np.zeros((1, terms), np.float16), *stored.operands(lambda array: array)]
+    tensors = [te.placeholder(array.shape, array.dtype.name) for array in arrays]
+    function = te.create_prim_func([*tensors, matrix.times((1,))(*tensors)]).with_attr("tirx.noalias", True)
+    gpu = find("cuda:sm_90").gpu  # type: ignore[attr-defined]
+    scheduled = matvec_rule.schedule(function, gpu, way)
+    assert scheduled is not None
+    with gpu.target():
+        pending = [tvm.compile(scheduled.mod, target=gpu.target()).mod]
+    while pending[0].kind != "cuda":
+        pending = [*pending[1:], *pending[0].imports]
+    [code] = kernels(nvcc.compile_kernels(pending[0].inspect_source("cuda"), "sm_90")).values()
+    return code
+
+
+def reads(code: bytes) -> list[tuple[int, int]]:
+    """Give the opcode of each instruction, and what stands where a read has its size."""
+    words = struct.iter_unpack("<QQ", code)
+    return [(low & 0xFFF, high >> 9 & 7) for low, high in words]
 
 
 def test_weights_lie_beside_the_code(build: Path) -> None:

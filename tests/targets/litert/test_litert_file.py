@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from litert_files import close, exact, graph, kinds, problems, read, run, written
 
+from polycast.model import Model, Origin
 from polycast.targets import _litert
 from polycast.targets._litert.flatbuffer import packed
 
@@ -154,3 +156,23 @@ def test_what_xnnpack_leaves_is_told(tmp_path: Path) -> None:
     told = _litert.what_runs(tmp_path)
     assert told["xnnpack"] == {"takes": 3, "of": 4, "left": {"RESIZE_NEAREST_NEIGHBOR": 1}}
     assert (told["integer"], told["of"], told["ops"]) == (0, 1, {"CONV_2D": 1})
+
+
+@pytest.mark.parametrize(
+    ("result", "last", "by_row"),
+    [
+        ("n, 4, 8, 8", "Relu (c)", True),
+        ("lost, 4, 8, 8", "Relu (c)", True),  # as exporters write it
+        ("lost, n, 8, 8", "Transpose <perm = [1, 0, 2, 3]> (c)", False),
+    ],
+)
+def test_rows_go_one_by_one_where_each_output_has_as_many(result: str, last: str, by_row: bool, tmp_path: Path) -> None:
+    proto = graph(
+        f"""net (float[n, 3, 8, 8] x) => (float[{result}] y) {{
+            c = Conv <pads = [1, 1, 1, 1]> (x, weight)
+            y = {last}
+        }}""",
+        weight=WEIGHT,
+    )
+    model = Model("rows", ir.from_proto(proto), Origin("rows.onnx", ""))
+    assert _litert.write(model, tmp_path)["by_row"] is by_row

@@ -231,7 +231,7 @@ EDITS = {
     "knows no dtype complex64": lambda m: m["signature"]["inputs"][0].update(dtype="complex64"),
     "n is negative": lambda m: m["golden"].update(n=-1),
     "n is no whole number": lambda m: m["golden"].update(n=0.5),
-    "golden.npz lacks 3/input/image": lambda m: m["golden"].update(n=4),
+    "golden.npz lacks 3/input/image": lambda m: m["golden"].update(n=10**9),
     "golden is not an object": lambda m: m.update(golden=[]),
 }
 
@@ -278,6 +278,17 @@ def test_wrong_usage_is_status_2(runner, said, arguments):
     answer = native.said_by([runner, *arguments])
     assert answer.status == 2
     assert said in answer.errors and "usage: polycast_run" in answer.errors
+
+
+def test_a_provider_that_it_has_not_is_said(runner, builds, tmp_path):
+    build = edited(
+        builds("onnxruntime"),
+        tmp_path / "copy",
+        lambda m: m["runtime"].update(providers={"CoreMLExecutionProvider": {}}),
+    )
+    said = native.run(runner, build, *native.libraries(), "--runs", "0")
+    assert (said.status, said.found["runtime"]["left_out"]) == (0, ["CoreMLExecutionProvider"])
+    assert "CoreMLExecutionProvider is not here: this runs on the CPU" in said.errors
 
 
 def test_no_build_and_no_library_are_said(runner, builds, tmp_path):

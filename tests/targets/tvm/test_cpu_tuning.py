@@ -16,7 +16,8 @@ from polycast.targets import find
 from polycast.targets._tvm import cpu_lowering, cpu_rules, cpu_tuning, cross, static
 from polycast.targets._tvm.cpu_arch import Cpu, this_cpu
 from polycast.targets._tvm.cpu_tiles import Tile, tiles_for
-from polycast.targets._tvm.cpu_tuning import Records
+from polycast.targets._tvm.cpu_tuning import records_of
+from polycast.targets._tvm.records import Search
 
 
 @pytest.fixture(autouse=True)
@@ -26,16 +27,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_records_of_one_chip_are_not_those_of_another() -> None:
-    here = Records.of(Cpu("vnni"), "chip A")
+    here = records_of(Cpu("vnni"), "chip A")
     here.add("k", Tile((1, 4), 2))
-    assert Records.of(Cpu("vnni"), "chip A").read() == {"k": Tile((1, 4), 2)}
-    assert Records.of(Cpu("vnni"), "chip B").read() == {}
-    assert Records.of(Cpu("avx512"), "chip A").read() == {}
+    assert records_of(Cpu("vnni"), "chip A").read() == {"k": Tile((1, 4), 2)}
+    assert records_of(Cpu("vnni"), "chip B").read() == {}
+    assert records_of(Cpu("avx512"), "chip A").read() == {}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"k": 1}', '{"k": {"rows": 1}}'])
 def test_a_damaged_file_is_as_good_as_none(text: str) -> None:
-    records = Records.of(Cpu("avx2"), "chip")
+    records = records_of(Cpu("avx2"), "chip")
     records.path.parent.mkdir(parents=True)
     records.path.write_text(text)
     assert records.read() == {}
@@ -89,7 +90,7 @@ def test_what_was_measured_once_is_not_measured_again(tmp_path: Path, monkeypatc
     assert any(what == "tune" for what, *_ in told)
     known = cpu_tuning.known_tiles(this_cpu())
     assert known
-    monkeypatch.setattr(cpu_tuning, "fastest", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(Search, "fastest", lambda *_: pytest.fail("measured again"))
     [build] = polycast.compile(source, "cpu@tvm", tune=2.0, out=tmp_path / "b")
     assert build.manifest["runtime"]["tuned"]["kernels"] == len(known)
     assert cpu_tuning.known_tiles(this_cpu()) == known

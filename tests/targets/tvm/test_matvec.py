@@ -16,7 +16,7 @@ pytest.importorskip("tvm")
 from polycast.model import Port
 from polycast.targets._tvm import Gpu, matvec, matvec_rule
 from polycast.targets._tvm.lowering import Lowered
-from polycast.targets._tvm.matvec_tiles import Rows, Vector, choose, cycles, ways
+from polycast.targets._tvm.matvec_tiles import Rows, Vector, cycles, ways
 from polycast.targets._tvm.plan import static_plan
 from polycast.targets._tvm.stored import Stored
 from polycast.targets.cuda import Cuda
@@ -138,12 +138,12 @@ def test_blocks_that_are_no_whole_words_have_no_chunks() -> None:
 @given(st.integers(1, 5000), st.integers(1, 700), st.booleans())
 def test_the_chosen_way_comes_out_even_and_is_the_cheapest(rows: int, chunks: int, codes: bool) -> None:
     vector = Vector(rows, chunks, 32 if codes else 8, 16, 2, codes)
-    way = choose(vector, GPU)
+    way = ways(vector, GPU)[0]
     assert rows % (way.each * way.groups) == 0 and chunks % way.lanes == 0
     assert way.lanes * way.groups <= GPU.threads
     assert cycles(vector, way, GPU) == min(cycles(vector, each, GPU) for each in ways(vector, GPU))
 
 
 def test_few_rows_are_shared_by_more_threads_each() -> None:
-    few, many = (choose(Vector(rows, 512, 32, 16, 2, True), GPU) for rows in (64, 32000))
+    few, many = (ways(Vector(rows, 512, 32, 16, 2, True), GPU)[0] for rows in (64, 32000))
     assert few.lanes / few.each > many.lanes / many.each
