@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 #: Manifests of this schema and older ones are read.
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ class Build:
     def verify(self) -> list[str]:
         """Check every file's hash, and the golden outputs where the target runs here. Returns: what is wrong."""
         probe = targets.find(self.target).probe()
-        changed = verifier.check_files(self.path, dict(self.manifest["files"]))
+        changed = verifier.check_manifest(self.path)
+        changed += verifier.check_files(self.path, dict(self.manifest["files"]))
         if changed or not probe.run.yes:
             return changed
         return verifier.check_golden(self.path, dict(self.manifest), self.open().run)
@@ -156,15 +157,15 @@ _KEYS = ("target", "recipe", "promise", "agreement", "evidence", "steps", "signa
 
 
 def write_manifest(folder: Path, facts: Mapping[str, Any], deployed: set[str]) -> None:
-    """Write manifest.json: ``facts``, and sha256 and size of every other file in ``folder``."""
+    """Write manifest.json: ``facts``, sha256 and size of every other file in ``folder``, its own seal."""
     files = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"):
         name = path.relative_to(folder).as_posix()
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         files[name] = {"sha256": sha256, "bytes": path.stat().st_size, "deployed": name in deployed}
-    text = json.dumps({"schema": SCHEMA, **facts, "files": files}, indent=2, ensure_ascii=False)
-    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+    text = verifier.sealed({"schema": SCHEMA, **facts, "files": files})
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
 
 
 def spell_steps(history: tuple[Step, ...]) -> list[dict[str, Any]]:

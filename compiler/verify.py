@@ -24,8 +24,28 @@ _MADE_BESIDE = {"__pycache__", "node_modules"}
 def verify(folder: Path, run: Run | None) -> list[str]:
     """Give what is wrong with the build in ``folder``; the golden outputs are left out where nothing can run it."""
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    problems = check_files(folder, manifest["files"])
+    problems = check_manifest(folder) or check_files(folder, manifest["files"])
     return problems or (check_golden(folder, manifest, run) if run else [])
+
+
+#: Where the seal begins: after all else that a manifest says.
+_SEAL = ',\n  "seal": "'
+
+
+def sealed(manifest: dict[str, Any]) -> str:
+    """Spell a manifest. Its last key is the sha256 of all the text before it, since no other file vouches for it."""
+    text = json.dumps(manifest, indent=2, ensure_ascii=False).removesuffix("\n}")
+    return f'{text}{_SEAL}{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
+
+
+def check_manifest(folder: Path) -> list[str]:
+    """Hold the manifest against its own seal, which those of schema 1 do not have yet."""
+    text = (folder / "manifest.json").read_text(encoding="utf-8")
+    said, mark, seal = text.rpartition(_SEAL)
+    if json.loads(text)["schema"] == 1 and not mark:
+        return []
+    kept = seal == hashlib.sha256(said.encode()).hexdigest() + '"\n}\n'
+    return [] if kept else ["manifest.json: changed: its seal is not the sha256 of what it says"]
 
 
 def check_files(folder: Path, files: dict[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from models import conv_net, labelled
 import polycast
 from polycast.build import SCHEMA, whole_or_nothing
 from polycast.errors import InputError
+from polycast.verify import sealed
 
 
 @pytest.fixture
@@ -77,10 +78,27 @@ def test_verify_notices_wrong_outputs(build):
     from hashlib import sha256
 
     manifest["files"]["model.onnx"]["sha256"] = sha256((build.path / "model.onnx").read_bytes()).hexdigest()
-    (build.path / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["seal"]
+    (build.path / "manifest.json").write_text(sealed(manifest))
     problems = polycast.open_build(build.path).verify()
     assert problems
     assert all("output logits: off by" in line for line in problems)
+
+
+def test_verify_notices_another_manifest(build):
+    """A looser tolerance is all it would take to let a worse model pass."""
+    manifest = build.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"tolerance": ', '"tolerance": 9', 1))
+    assert polycast.open_build(build.path).verify() == [
+        "manifest.json: changed: its seal is not the sha256 of what it says"
+    ]
+
+
+def test_a_manifest_from_before_there_were_seals_still_verifies(build):
+    manifest = json.loads((build.path / "manifest.json").read_text()) | {"schema": 1}
+    del manifest["seal"]
+    (build.path / "manifest.json").write_text(json.dumps(manifest, indent=2))
+    assert polycast.open_build(build.path).verify() == []
 
 
 def test_a_build_runs_without_polycast(build, tmp_path):

@@ -45,7 +45,7 @@
 
 namespace {
 
-constexpr int kSchema = 1;
+constexpr int kSchema = 2;
 constexpr int kDefaultRuns = 50;
 constexpr int kWarmUps = 5;
 
@@ -410,6 +410,12 @@ std::string sha256_of(const std::string& path, const std::string& name) {
     hash.update(part.data(), static_cast<size_t>(file.gcount()));
   }
   require(file.eof(), name + " cannot be read to its end");
+  return hash.hex();
+}
+
+std::string sha256_of(const std::string& text) {
+  Sha256 hash;
+  hash.update(reinterpret_cast<const uint8_t*>(text.data()), text.size());
   return hash.hex();
 }
 
@@ -959,6 +965,14 @@ std::vector<Port> ports(const Json& listed) {
   return found;
 }
 
+// Hold a manifest against its own seal: its last key is the sha256 of all the text before it.
+void check_seal(const std::string& text) {
+  const std::string mark = ",\n  \"seal\": \"";
+  const size_t end = text.rfind(mark);
+  require(end != std::string::npos && text.substr(end) == mark + sha256_of(text.substr(0, end)) + "\"\n}\n",
+          "manifest.json: changed: its seal is not the sha256 of what it says");
+}
+
 // Read the manifest of the build in `folder` and hold every file against it.
 Build open_build(const std::string& folder) {
   Build build;
@@ -970,6 +984,7 @@ Build open_build(const std::string& folder) {
   const int64_t schema = build.manifest["schema"].integer();
   require(schema == kSchema, "manifest.json has schema " + std::to_string(schema) + "; this runner reads schema " +
                                  std::to_string(kSchema));
+  check_seal(text);
   for (const auto& file : build.manifest["files"].members()) check_file(build, file.first, file.second);
   check_nothing_added(build, "");
   build.inputs = ports(build.manifest["signature"]["inputs"]);

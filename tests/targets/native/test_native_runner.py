@@ -22,6 +22,7 @@ from onnx import TensorProto, helper, save
 import polycast
 from polycast.targets import find
 from polycast.targets._native import write
+from polycast.verify import check_manifest, sealed
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "digits"
 RUNTIMES = ("onnxruntime", "litert", "tvm")
@@ -106,7 +107,8 @@ def regolden(build: Path, golden: bytes, copy: Path, **facts: Any) -> Path:
     entry = manifest["files"]["golden.npz"]
     entry |= {"sha256": hashlib.sha256(golden).hexdigest(), "bytes": len(golden)}
     manifest["golden"] |= {"n": 1, **facts}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["seal"]
+    (copy / "manifest.json").write_text(sealed(manifest))
     return copy
 
 
@@ -211,14 +213,15 @@ def edited(build: Path, copy: Path, edit: Callable[[dict[str, Any]], object]) ->
     shutil.copytree(build, copy)
     manifest = json.loads((copy / "manifest.json").read_text())
     edit(manifest)
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["seal"]
+    (copy / "manifest.json").write_text(sealed(manifest))
     return copy
 
 
 TVM = {"name": "tvm", "device": "cpu"}
 
 EDITS = {
-    "schema 2; this runner reads schema 1": lambda m: m.update(schema=2),
+    "schema 3; this runner reads schema 2": lambda m: m.update(schema=3),
     "schema 0; this runner": lambda m: m.update(schema=0),
     "lacks files": lambda m: m.pop("files"),
     "sub/../../x: a path that leaves the build": lambda m: m["files"].update({"sub/../../x": {}}),
@@ -311,26 +314,22 @@ def mutants(data: bytes, count: int, seed: int) -> list[bytes]:
 
 
 @pytest.mark.slow
-def test_a_manifest_that_is_damaged_anywhere_is_an_error_or_vouches_for_the_same(runner, builds, tmp_path):
-    """No hash tells of a manifest itself. What it may still say is what people read, or how tightly it is held."""
+def test_a_manifest_that_is_damaged_anywhere_is_an_error(runner, builds, tmp_path):
     build = shutil.copytree(builds("litert"), tmp_path / "copy")
     whole = (build / "manifest.json").read_bytes()
-    errors = 0
     for mutant in mutants(whole, 80, seed=1):
         (build / "manifest.json").write_bytes(mutant)
         said = native.run(runner, build, *native.libraries(), "--runs", "0")
-        errors += said.status
-        if said.found.get("ok"):
-            assert vouched_for(json.loads(mutant.decode(errors="replace"))) == vouched_for(json.loads(whole))
-    assert errors > 30
+        assert said.status == 1 and "error" in said.found
+        assert check_manifest(build) if loads(mutant) else True
 
 
-def vouched_for(manifest: dict[str, Any]) -> list[Any]:
-    """Give what is run, on what, and held to what."""
-    ports = [(port["name"], port["dtype"]) for ports in manifest["signature"].values() for port in ports]
-    files = {name: (file["sha256"], file["bytes"]) for name, file in manifest["files"].items()}
-    runtime = [manifest["runtime"][key] for key in ("name", "model")]
-    return [manifest["schema"], ports, files, runtime, manifest["golden"]["n"]]
+def loads(text: bytes) -> bool:
+    """Whether ``text`` is a manifest that Python reads."""
+    try:
+        return "schema" in json.loads(text)
+    except ValueError:
+        return False
 
 
 @pytest.mark.slow
