@@ -152,9 +152,7 @@ class Program:
             assert codes is not None
             tensor = self.constant(*codes.moved(order), name=value.name)
         tensor = tensor if at is None else self.with_axis(tensor, at)
-        return (
-            self.dequantized(tensor) if widens else tensor
-        )  # at the end, since kernels take a constant for one only so
+        return self.dequantized(tensor) if widens else tensor  # last, or kernels would not see a constant
 
     def read_weight(self, value: ir.Value, x: ir.Value, order: Order) -> Tensor:
         """Give the weight that ``x`` is multiplied by: its codes wherever ``x`` has codes too.
