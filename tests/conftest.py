@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -28,6 +29,9 @@ def pytest_configure() -> None:
     problem = install_problem(ROOT, imported_from())
     if problem:
         pytest.exit(problem, returncode=pytest.ExitCode.USAGE_ERROR)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell ignores interrupts for what it starts in the background, and every child inherits that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

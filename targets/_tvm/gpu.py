@@ -12,7 +12,7 @@ class Gpu:
 
     kind: TVM's code generator: ``cuda``, ``rocm``, ``webgpu``, ``opencl``. arch: what it generates for, ``sm_90``.
     threads: of one block at most. shared: bytes of memory that a block may share. warp: threads that run in step.
-    tensor_cores: whether float16 products have instructions of their own that TVM knows.
+    tensor_cores: whether float16 products have instructions of their own that TVM knows. lanes: of a vector at most.
 
     What the model in ``tiles`` counts with: units, the multiprocessors (compute units); of each, resident_threads,
     resident_shared (bytes) and registers; rate and tensor_rate, multiply-adds a cycle; bandwidth, bytes a cycle from
@@ -25,6 +25,7 @@ class Gpu:
     shared: int = 16 << 10
     warp: int = 32
     tensor_cores: bool = False
+    lanes: int = 8
     units: int = 16
     resident_threads: int = 1024
     resident_shared: int = 32 << 10

@@ -107,8 +107,10 @@ class _Rule:
         sch.compute_at(matrix, step, preserve_unit_loops=True)
         *_, row, item = sch.get_loops(matrix)
         sch.unroll(row)
+        wide, item = sch.split(item, [None, gcd(self.gpu.lanes, int(sch.get(item).extent))])
+        sch.unroll(wide)
         sch.vectorize(item)
-        several = gcd(vector.terms, VECTOR // vector.item)
+        several = gcd(vector.terms, min(VECTOR // vector.item, self.gpu.lanes))
         if staged(vector, self.gpu):
             self._stage(lane, way, several)
         *_, row, _, unit, term = sch.get_loops(self.part)

@@ -33,7 +33,7 @@ _DECLINED = dict.fromkeys(
 )
 
 #: What every adapter allows: https://www.w3.org/TR/webgpu/#limits.
-_GPU = _tvm.Gpu("webgpu", threads=256, shared=16 << 10)
+_GPU = _tvm.Gpu("webgpu", threads=256, shared=16 << 10, lanes=4)
 
 
 @dataclass(frozen=True)
