@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from time import perf_counter
@@ -135,8 +136,9 @@ def other_calibration(subject: str, zoo: Path, folder: Path, rows: int = 64) -> 
 
 
 def first_line(error: Exception) -> str:
-    """Give an error's type and first line."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['?'])[0]}"[:200]
+    """Give an error's type and first line, with files named without the folders that they were in."""
+    line = (str(error).strip().splitlines() or ["?"])[0]
+    return re.sub(r"(?<!\S)/\S*/(?=\S)", "", f"{type(error).__name__}: {line}")[:200]
 
 
 def _feeds(folder: Path) -> Iterator[subjects.Feeds]:
