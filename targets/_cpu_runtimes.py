@@ -15,7 +15,8 @@ from . import _kernels, _litert, _ort_format, _tvm
 from . import _onnxruntime as ort
 
 _CLEAN = "clean | fold | clean"
-_FUSE = "fuse_conv_bn | fuse_gelu | fuse_layer_norm | fuse_rms_norm | fuse_rotary | fuse_attention | fuse_gemm"
+_PLAIN = "fuse_conv_bn | fuse_one_hot | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
+_FUSE = f"{_PLAIN} | fuse_rotary | fuse_attention | fuse_gemm"
 
 _FLOAT = f"{_CLEAN} | {_FUSE} | clean"
 
@@ -68,7 +69,7 @@ _OWN_PROCESS = {"session.set_denormal_as_zero": "1"}
 _SETTINGS = {"graph_optimization_level": "ORT_ENABLE_ALL", "session": _SESSION, "own_process": _OWN_PROCESS}
 
 #: TVM fuses what follows a product on its own, and knows the plain spelling of every op.
-_TVM_FLOAT = f"{_CLEAN} | fuse_conv_bn | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
+_TVM_FLOAT = f"{_CLEAN} | {_PLAIN}"
 _TVM_RECIPES = {
     "fp32": f"{_TVM_FLOAT} | clean",
     "int8": f"{_TVM_FLOAT} | int8(calibrate='minmax') | adaround | correct_bias | clean",

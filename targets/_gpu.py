@@ -16,7 +16,7 @@ from polycast.targetbase import Answer, CheckedSession, Probe, Target
 from . import _tvm
 from ._onnxruntime_gpu import GpuProvider
 
-_FLOAT = "clean | fold | clean | fuse_conv_bn | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
+_FLOAT = "clean | fold | clean | fuse_conv_bn | fuse_one_hot | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
 _HALF = f"{_FLOAT} | fp16"
 _EVERY = "tied=True, ops=('Conv', 'ConvTranspose', 'Gemm', 'MatMul')"
 

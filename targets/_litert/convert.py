@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
+import numpy as np
 import onnx_ir as ir
 
 from polycast.model import Model, name_of
@@ -17,20 +19,29 @@ from .registry import Converter
 from .tensors import Grid, Subgraph, Tensor
 
 
-def convert(model: Model, open_dims: bool = False) -> tuple[Subgraph, tuple[str, ...]]:
+def convert(model: Model, computed: AbstractSet[str] | None = None) -> tuple[Subgraph, tuple[str, ...]]:
     """Convert ``model``, whose shapes are fixed.
 
-    open_dims: whether they are those of an example, and as little as can be may depend on them.
+    computed: names of values that follow from shapes, and are to be computed in the file all the same; where it is not
+    None the shapes are those of an example, and as little as can be may depend on them.
     Returns: the program, and what cannot be written of it, sorted; where that is anything the program is not whole.
     """
-    found = _Walk(model, open_dims)
+    found = _Walk(model, computed)
     return found.run(), tuple(sorted(set(found.problems)))
 
 
+def foreseen(model: Model) -> Mapping[str, np.ndarray]:
+    """Give what is the same in every run of ``model``, whose shapes are fixed, by the name of the value."""
+    found = _Walk(model, frozenset())
+    found.run()
+    return {value.name: array for value, array in found.program.arrays.items() if value.name}
+
+
 class _Walk:
-    def __init__(self, model: Model, open_dims: bool) -> None:
+    def __init__(self, model: Model, computed: AbstractSet[str] | None) -> None:
         self.model = model
-        self.program = Program("main", open_dims)
+        self.program = Program("main", computed is not None)
+        self.computed = computed or frozenset()
         self.problems: list[str] = []
 
     def run(self) -> Subgraph:
@@ -79,7 +90,7 @@ class _Walk:
             return
         try:
             infer(node, self.program, self.model.opset)
-            if fold(node, self.program, self.model.opset):
+            if fold(node, self.program, self.model.opset) and not self._computes(node):
                 return
             if converter is None:
                 self.problems.append(f"{what} (opset {self._opset(node)})")
@@ -88,6 +99,16 @@ class _Walk:
             converter.convert(node, self.program)
         except Unsupported as error:
             self.problems.append(f"{what} at {name_of(node)}: {error}")
+
+    def _computes(self, node: ir.Node) -> bool:
+        """Whether what ``node`` gives is computed in the file; then it is known no more."""
+        if not any(value.name in self.computed for value in node.outputs):
+            return False
+        for value in node.outputs:
+            array = self.program.arrays.pop(value)
+            self.program.shapes[value] = array.shape
+            value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        return True
 
     def _opset(self, node: ir.Node) -> int | str:
         return self.model.graph.opset_imports.get(node.domain, "?")

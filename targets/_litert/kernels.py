@@ -48,6 +48,8 @@ _TAKES: Mapping[str, frozenset[str]] = {
     "PAD": _NUMBERS,
     "PADV2": _NUMBERS,
     "POW": _FLOAT | {"int32"},
+    "FILL": _INTS,
+    "RANGE": _NUMBERS,
     "REDUCE_MAX": _NUMBERS,
     "REDUCE_MIN": _NUMBERS,
     "REDUCE_PROD": _NUMBERS,

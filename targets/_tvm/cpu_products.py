@@ -109,12 +109,22 @@ def flat(sums: Any, lanes: int, shape: Sequence[Any], factors: Sequence[Any]) ->
     return te.compute(shape, element, name="flat")
 
 
-def lanes_for(channels: int, cpu: Cpu) -> int:
-    """Give how many outputs a register holds: all that fit, or fewer where there are fewer."""
+#: What it costs to scale the sums of one register outside the loop that adds them up, in multiply-adds.
+_APART = 24
+
+
+def lanes_for(channels: int, steps: int, cpu: Cpu) -> int:
+    """Give how many outputs a register holds: all that fit, or fewer where there are fewer.
+
+    Fewer as well where the last register would be filled in part, and a few ``steps`` for each sum are cheaper than
+    to scale the sums apart.
+    """
     lanes = cpu.lanes
     while lanes > 4 and lanes >= 2 * channels:
         lanes //= 2
-    return lanes
+    full = -(-channels // lanes)
+    even = next((each for each in (lanes, lanes // 2, lanes // 4) if each >= 4 and channels % each == 0), lanes)
+    return even if (channels // even - full) * steps <= _APART * full else lanes
 
 
 def convolution(scope: Scope, cpu: Cpu) -> Sequence[Any]:
@@ -202,26 +212,27 @@ class Window:
         from tvm import te
 
         coded, values = self.weight.scale is not None, np.moveaxis(self.weight.values, 1, -1)
+        in_rows = coded and values.shape[-1] % 4 != 0 and self.dilations[1] == 1
+        if in_rows:
+            values = values.reshape(*values.shape[:2], 1, -1)
         channels, kh, kw, depth = values.shape
-        gathered = coded and depth % 4 != 0
-        if gathered:
-            values = values.reshape(channels, 1, 1, -1)
-            kh, kw, depth = values.shape[1:]
-        group, lanes = (4 if coded else 1), lanes_for(channels, self.cpu)
+        group = 4 if coded else 1
         deep = -(-depth // group) * group
+        lanes = lanes_for(channels, kh * kw * deep // group, self.cpu)
         n, (height, width) = self.laid.shape[0], self.size
         outs = -(-channels // lanes)
 
         def compute(x: Any, w: Any, *factors: Any) -> Any:
-            read = self.gathered(self.padded(x, self.laid.shape[3]), deep) if gathered else self.padded(x, deep)
+            read = self.rows(x, deep) if in_rows else self.padded(x, deep)
             ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
             k, inner = te.reduce_axis((0, deep // group), "k"), te.reduce_axis((0, group), "inner")
 
             def element(b: Any, y: Any, x_: Any, o: Any, lane: Any) -> Any:
-                pixel = (y, x_) if gathered else self.at(y, x_, ry, rx)
+                row, pixel = self.at(y, x_, ry, rx)
                 if not coded:
-                    return te.sum(read(b, *pixel, k) * w(o, ry, rx, k, lane), axis=[ry, rx, k])
-                code = read(b, *pixel, k * 4 + inner).astype("int32")
+                    return te.sum(read(b, row, pixel, k) * w(o, ry, rx, k, lane), axis=[ry, rx, k])
+                at = [pixel * self.laid.shape[3] + k * 4 + inner] if in_rows else [pixel, k * 4 + inner]
+                code = read(b, row, *at).astype("int32")
                 return te.sum(code * w(o, ry, rx, k, lane, inner).astype("int32"), axis=[ry, rx, k, inner])
 
             sums = te.compute((n, height, width, outs, lanes), element, name="dot")
@@ -229,18 +240,24 @@ class Window:
 
         return [panels(values, lanes, group), *scaled(self.laid, self.weight, bias)], compute
 
-    def gathered(self, padded: Any, deep: int) -> Any:
-        """Lay all that an output pixel reads side by side, where the channels are too few to fill an instruction."""
+    def rows(self, x: Any, deep: int) -> Any:
+        """Fill up around the input, with its pixels side by side as [n, h, w * c].
+
+        Where the channels are too few to fill an instruction, it takes those of the pixels behind along with them.
+        ``deep`` codes are read from each pixel on.
+        """
         from tvm import te, tirx
 
-        n, _, _, c = (int(d) for d in padded.shape)
-        (height, width), (kh, kw) = self.size, self.kernel
+        n, h, w, c = self.laid.shape
+        top, left, bottom, right = self.pads
+        length = max((w + left + right) * c, (self.size[1] - 1) * self.strides[1] * c + deep)
 
-        def element(b: Any, y: Any, x: Any, k: Any) -> Any:
-            tap = tirx.min(k // c, kh * kw - 1)
-            return padded(b, *self.at(y, x, tap // kw, tap % kw), k % c)
+        def element(b: Any, y: Any, at: Any) -> Any:
+            inside = tirx.all(y >= top, y < top + h, at >= left * c, at < (left + w) * c)
+            found = x(b, y - top, (at - left * c) // c, (at - left * c) % c)
+            return tirx.if_then_else(inside, found, tirx.const(self.laid.zero, str(x.dtype)))
 
-        return te.compute((n, height, width, deep), element, name="gathered")
+        return te.compute((n, h + top + bottom, length), element, name="padded")
 
     def taps(self, bias: np.ndarray) -> tuple[list[np.ndarray], Callable[..., Any]]:
         """Every channel reads itself. Sums of few codes are exact in float32, and need no rearranging there."""
@@ -289,8 +306,10 @@ def product(scope: Scope, cpu: Cpu) -> Sequence[Any]:
     laid, weight = input_of(scope, weight, cpu)
     laid = laid.second(scope.bb)
     coded = weight.scale is not None
-    group, lanes = (4 if coded else 1), lanes_for(channels, cpu)
-    deep, outs, rows = -(-depth // group) * group, -(-channels // lanes), laid.shape[:-1]
+    group = 4 if coded else 1
+    deep = -(-depth // group) * group
+    lanes = lanes_for(channels, deep // group, cpu)
+    outs, rows = -(-channels // lanes), laid.shape[:-1]
     arrays = [panels(weight.values, lanes, group), *scaled(laid, weight, bias)]
 
     def compute(x: Any, w: Any, *factors: Any) -> Any:

@@ -15,7 +15,7 @@ from polycast.targets import _tvm
 from . import _onnxruntime_web as ort
 from . import _probe, _site
 
-_FLOAT = "clean | fold | clean | fuse_conv_bn | fuse_gelu | fuse_layer_norm | fuse_rms_norm | fuse_gemm"
+_FLOAT = "clean | fold | clean | fuse_conv_bn | fuse_one_hot | fuse_gelu | fuse_layer_norm | fuse_rms_norm | fuse_gemm"
 _EVERY = "tied=True, ops=('Conv', 'ConvTranspose', 'Gemm', 'MatMul')"
 #: Images are far from 0 on average, and so is then what rounded weights miss.
 _MEND = "correct_bias | clean"
