@@ -42,18 +42,21 @@ AIM, TRIES = 0.7, 3
 class Choice:
     """The recipe that was chosen, why each other one was not, and for a mix the way of every layer.
 
-    target: what it is for, where that is not the one that was asked for, but a rival.
+    target: what it is for, where that is not the one that was asked for, but a rival. on: where it was measured, where
+    that is no such device.
     """
 
     guarded: Guarded
     passed_over: Mapping[str, str]
     layers: Sequence[Mapping[str, str]] = ()
     target: Target | None = None
+    on: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Spell for a manifest. Nothing in it is a time: the same choice gives the same bytes."""
         name = f"{self.target.executor} " if self.target else ""
         table = {"chosen": name + self.guarded.recipe.name, "passed_over": dict(sorted(self.passed_over.items()))}
+        table |= {"on": self.on} if self.on else {}
         return table | ({"layers": [dict(row) for row in self.layers]} if self.layers else {})
 
 

@@ -25,7 +25,7 @@ from . import verify as verifier
 from .auto import Auto, Choice
 from .blame import agreement_of_graph, golden_tolerance, hold
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
-from .errors import InputError, PromiseError, RecipeError, ToolchainError, UnsupportedError
+from .errors import InputError, PromiseError, RecipeError, ToolchainError
 from .fallback import Fallback
 from .golden import Golden, agree, make_golden, rounding_tolerance
 from .guard import Guarded, guard
@@ -37,7 +37,7 @@ from .passbase import PassContext
 from .pipeline import Progress
 from .readme import readme
 from .recipe import Recipe
-from .samples import Samples, open_samples
+from .samples import Samples, open_samples, prepared
 from .shares import Shares, count
 from .targetbase import Target
 
@@ -103,7 +103,7 @@ def compile(
     making = Making.of(model, Path(out), calibration=calibration, data=data, **options)
 
     def facts(each: Asked) -> dict[str, Any]:
-        by = None if each.recipe else choosing(each.target, each.rivals, budget, wanted)
+        by = None if each.recipe else choosing(_measured(each.target), each.rivals, budget, wanted)
         return making.facts(each.target, each.recipes, by)
 
     kept = {} if force or keep else {each: making.kept(each.name, each.target, facts(each)) for each in asked}
@@ -111,6 +111,7 @@ def compile(
         return builds
     calibrate = _samples(calibration, model, progress)
     score = _samples(data, model, progress)
+    model = replace(model, prepared=prepared(calibrate, score))
     _tell(progress, "run the original", 0)
     golden = make_golden(model, calibrate or score, "calibration" if calibrate else "data")
     line = Line(
@@ -193,7 +194,10 @@ class Line:
         """Give ``recipe`` with what it had better leave in float; one that the user wrote stays as it is written."""
         if recipe.name not in target.precisions:
             return Guarded(recipe)
-        return guard(self.model, recipe, Recipe.of(target, target.precisions[0]), self.context(target))
+        floats = Recipe.of(target, target.precisions[0])
+        if not self.golden.feeds:  # a pass that runs the original would name one op of all that are unknown
+            target.check(floats.pipeline.run(self.model, self.context(target)))
+        return guard(self.model, recipe, floats, self.context(target))
 
     def cast(self, target: Target, guarded: Guarded, out: Path, chosen: Choice | None = None, label: str = "") -> Build:
         """Make one build, named ``label`` or the target: the passes, the promise, the target, the agreement."""
@@ -209,8 +213,7 @@ class Line:
         after = count(lowered, self.golden.shapes)
         asked = count(lowered, self.golden.shapes, guarded.left_out) if guarded.left_out else after
         recipe.promise.check(self.before, asked, _reasons(lowered))
-        if problems := target.problems(lowered):
-            raise UnsupportedError(f"{target} lacks what this model needs: {', '.join(problems)}")
+        target.check(lowered)
         fallback = Fallback.of_model(target, lowered, self.golden.shapes)
         if fallback is not None and self.max_cpu_share is not None:
             fallback.hold(self.max_cpu_share, target)
@@ -218,7 +221,7 @@ class Line:
             _tell(self.progress, f"write {name}", 0)
             runtime = dict(target.write(lowered, folder))
             written = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-            beside = {"run.py", *runtime.pop("beside", ())}
+            beside = {"run.py", "session.py", *runtime.pop("beside", ())}
             deployed = {name for name in written if name.partition("/")[0] not in beside}
             names = [port.name for port in self.model.signature.outputs]
             kept = self.golden.write(folder / "golden.npz", names)
@@ -240,6 +243,7 @@ class Line:
                 "size": sizes.facts(self.model, lowered),
                 "activations": activations.plan(lowered, next(iter(self.golden.feeds), None)).to_json(),
                 "signature": self.model.signature.to_json(),
+                **({"prepared": dict(self.model.prepared)} if any(self.model.prepared.values()) else {}),
                 "steps": spell_steps(lowered.history),
                 "runtime": runtime,
                 **({"fallback": fallback.to_json()} if fallback else {}),
@@ -251,10 +255,10 @@ class Line:
             }
             write_manifest(folder, manifest, deployed)
             if probe.run.yes:
-                if (kernels := target.kernels(folder)) is not None:
-                    runtime["kernels"] = dict(kernels)
                 _tell(self.progress, f"compare {name} with the original", 0)
                 session = self.runs.record(name, target.open(folder))
+                if (kernels := target.kernels(folder)) is not None:
+                    runtime["kernels"] = dict(kernels)
                 found = agree(self.golden, session, names, rounding_tolerance(self.model))
                 agreement = hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
                 manifest["agreement"] = agreement.to_json()
@@ -291,17 +295,21 @@ class Line:
         rivals: the same hardware through other runtimes, whose builds stand beside.
         Raises: RecipeError where nothing can be measured here; BudgetError where no build keeps the budget.
         """
-        probe = target.probe()
+        measured = _measured(target)
+        probe = measured.probe()
         if not probe.run.yes or probe.evidence != "device" or not self.golden.feeds:
             reason = self.golden.reason or probe.run.reason
             raise RecipeError(f"-p auto chooses by measuring, and {target} cannot be measured here: {reason}")
+        if budget.latency is not None and measured != target:
+            raise RecipeError(f"the latency of {target} cannot be measured here", "polycast verify measures it there")
         with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
 
             def automatic(one: Target) -> Auto:
                 cast, samples = partial(self.cast, one, out=Path(folder)), score or self.calibration
                 return Auto(one, self.model, self.golden, self.context(one), cast, samples, budget, metrics)
 
-            chosen = replace(automatic(target), rivals=[automatic(one) for one in rivals]).choose()
+            chosen = replace(automatic(measured), rivals=[automatic(one) for one in rivals]).choose()
+        chosen = chosen if measured == target else replace(chosen, on=f"{measured}, {probe.hardware}")
         named = replace(chosen.guarded, recipe=replace(chosen.guarded.recipe, name=AUTO))
         return self.cast(chosen.target or target, named, out, chosen, target.label)
 
@@ -349,6 +357,11 @@ def _asked(
                 for p in _names(precision)
             ]
     return asked
+
+
+def _measured(target: Target) -> Target:
+    """Give the target that -p auto measures in the place of ``target``: most often itself."""
+    return target_catalogue.find(target.chosen_on) if target.chosen_on else target
 
 
 def _names(names: Sequence[str] | str) -> list[str]:

@@ -143,6 +143,7 @@ class Model:
 
     Nothing changes ``graph`` in place: a pass works on ``draft()``. Weights stay memory-mapped until touched.
     example: inputs that the framework it came from ran on, where it came from one.
+    prepared: by input, how images became it, where the samples are images: see ``Preprocess.facts``.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Model:
     origin: Origin
     history: tuple[Step, ...] = ()
     example: Mapping[str, np.ndarray] | None = field(default=None, compare=False, repr=False)
+    prepared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def signature(self) -> Signature:

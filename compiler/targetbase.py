@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from .errors import InputError, PolycastError, RecipeError
+from .errors import InputError, PolycastError, RecipeError, UnsupportedError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -160,6 +160,11 @@ class Target(ABC):
     def problems(self, model: Model) -> tuple[str, ...]:
         """Name every op and feature of ``model`` that this target lacks: sorted, all at once."""
 
+    def check(self, model: Model) -> None:
+        """Raise UnsupportedError with every problem of ``model``, where it has any."""
+        if problems := self.problems(model):
+            raise UnsupportedError(f"{self} lacks what this model needs: {', '.join(problems)}")
+
     def fallback(self, model: Model) -> Mapping[str, str] | None:
         """Say which nodes of ``model`` the runtime leaves to the CPU: the name of the node -> why.
 
@@ -201,6 +206,14 @@ class Target(ABC):
         own_process: nothing else runs in this process, as where the build's own runner does. Only then may what holds
         for the whole process be set, such as the floating-point mode. A target that has nothing of the kind ignores it.
         """
+
+    @property
+    def chosen_on(self) -> str:
+        """The target of this very machine whose builds are the same files, so that what is best is chosen by it.
+
+        Returns: its spelling; nothing where builds are measured as they are, or not at all.
+        """
+        return ""
 
     def tuned(self, minutes: float, progress: Callable[[str, int, int], None] | None = None) -> Target:
         """Give this target, whose ``write`` tries schedules on this machine for so many minutes first.

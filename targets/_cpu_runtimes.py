@@ -29,16 +29,17 @@ _INT8 = (
 #: Embeddings take no fewer than 4 bits: a table is looked up, not summed, so that nothing averages its error out.
 _TABLES = "quantize_embeddings(bits=4, block=32)"
 _EVERY = "tied=True, ops=('Conv', 'ConvTranspose', 'Gemm', 'MatMul')"
+_MEND = "correct_bias | clean"
 
 _RECIPES = {
     "fp32": _FLOAT,
     "fp16": f"{_CLEAN} | {_FUSE} | fp16 | clean",
     "int8": f"{_FLOAT} | {_INT8} | clean",
     "int8-dynamic": f"{_FLOAT} | int8_dynamic | quantize_embeddings | clean",
-    "int8-weights": f"{_FLOAT} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | clean",
-    "int4": f"{_FLOAT} | quantize_weights({_EVERY}) | {_TABLES} | clean",
-    "int3": f"{_FLOAT} | quantize_weights(bits=3, {_EVERY}) | {_TABLES} | clean",
-    "int2": f"{_FLOAT} | quantize_weights(bits=2, {_EVERY}) | {_TABLES} | clean",
+    "int8-weights": f"{_FLOAT} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | {_MEND}",
+    "int4": f"{_FLOAT} | quantize_weights({_EVERY}) | {_TABLES} | {_MEND}",
+    "int3": f"{_FLOAT} | quantize_weights(bits=3, {_EVERY}) | {_TABLES} | {_MEND}",
+    "int2": f"{_FLOAT} | quantize_weights(bits=2, {_EVERY}) | {_TABLES} | {_MEND}",
 }
 
 _FEATURES = frozenset(

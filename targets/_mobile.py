@@ -13,6 +13,7 @@ from polycast.errors import ToolchainError
 from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession, Probe
 
+from . import _litert
 from ._cpu_runtimes import CpuTarget
 
 
@@ -42,6 +43,11 @@ class MobileTarget(CpuTarget):
     def stand_in(self) -> Answer:
         """Say what on this machine runs the very files, or why nothing does."""
 
+    @property
+    def chosen_on(self) -> str:
+        """See ``Target``."""
+        return "cpu@litert" if self.executor == "litert" else ""
+
     def probe(self) -> Probe:
         """See ``Target``."""
         build, run = self.on.available(), self.stand_in
@@ -64,6 +70,10 @@ class MobileTarget(CpuTarget):
             "how_to_run": [in_the_app, *self.on_a_device(folder), *here],
             "beside": [*facts.get("beside", ()), self.name, "native"],
         }
+
+    def kernels(self, folder: Path) -> Mapping[str, Any] | None:
+        """See ``Target``."""
+        return _litert.what_runs(folder) if self.executor == "litert" else None
 
     def on_a_device(self, folder: Path) -> list[str]:
         """Write what runs a build on a device without an app. Returns: the lines that say how."""

@@ -14,7 +14,7 @@ from polycast.model import Model, Signature
 from polycast.profiling import ProfiledSession
 from polycast.targetbase import Answer
 
-from . import _kernels
+from . import _kernels, _run, _runner
 from . import _run_onnxruntime as runner
 
 
@@ -27,13 +27,13 @@ def available() -> Answer:
 
 
 def write(model: Model, folder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Write model.onnx and run.py.
+    """Write model.onnx and what runs it.
 
     settings: ``graph_optimization_level``, ``session`` entries, and ``own_process`` entries, which hold for a process.
     Returns: the runtime facts for the manifest.
     """
     declare(model, _kernels.runnable_opset(model)).write(folder / "model.onnx")
-    (folder / "run.py").write_bytes(Path(runner.__file__).read_bytes())
+    _runner.write(folder, runner)
     return {
         "name": "onnxruntime",
         "versions": {"onnxruntime": version("onnxruntime")},
@@ -55,7 +55,7 @@ def declare(model: Model, opset: int) -> Model:
 
 def open_build(folder: Path, signature: Signature, *, own_process: bool = False) -> ProfiledSession:
     """Open the build in ``folder`` as its own run.py does; all of it only where the process is its own."""
-    start = partial(runner.open_session, folder, own_process=own_process)
+    start = partial(runner.open_session, folder, _run.threads(), own_process=own_process)
     try:
         session = start()
     except Exception as error:

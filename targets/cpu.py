@@ -27,7 +27,7 @@ _ARCHES = ("vnni", "avx2", "aarch64")
 class Cpu(CpuTarget):
     """Any CPU that onnxruntime has a wheel for: one like this machine's, the named kind of x86, or 64-bit ARM.
 
-    Builds hold plain ONNX and a short runner; those for TVM hold machine code, and the shapes are fixed.
+    Builds hold plain ONNX and a short runner; those for TVM hold machine code, for fixed shapes or images of any size.
     """
 
     name = "cpu"

@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 from models import conv_net, labelled, save
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 import polycast
 from polycast import passes
@@ -62,24 +62,37 @@ def test_users_samples_are_preferred_calibration_first(tmp_path):
     assert [(b.agreement["samples"], b.agreement["n"]) for b in (both, data)] == [("calibration", 3), ("data", 16)]
 
 
-def test_an_unknown_op_is_refused_by_name_and_nothing_is_left(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_an_unknown_op_is_refused_by_name_and_nothing_is_left(precision, tmp_path):
     graph = helper.make_graph(
         [
-            helper.make_node("Relu", ["x"], ["a"]),
+            helper.make_node("MatMul", ["x", "w"], ["a"]),
             helper.make_node("Frobnicate", ["a"], ["b"], domain="com.example"),
             helper.make_node("Twiddle", ["b"], ["y"], domain="com.example"),
         ],
         "odd",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 4])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])],
+        [numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")],
     )
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)], ir_version=10
     )
     onnx.save(model, tmp_path / "odd.onnx")
+    np.savez(tmp_path / "rows.npz", x=np.ones((8, 4), np.float32))
     with pytest.raises(UnsupportedError, match=r"com\.example\.Frobnicate.*com\.example\.Twiddle"):
-        polycast.compile(tmp_path / "odd.onnx", out=tmp_path / "out")
+        polycast.compile(
+            tmp_path / "odd.onnx", precision=precision, calibration=tmp_path / "rows.npz", out=tmp_path / "out"
+        )
     assert not (tmp_path / "out").exists()
+
+
+def test_an_op_without_a_kernel_for_its_types_is_refused(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 17]> g (float[2, 2] x) => (float[2, 2] y)
+      <bfloat16[2, 2] w = {1, 0, 0, 1}> { a = Cast<to = 16>(x)  b = MatMul(a, w)  y = Cast<to = 1>(b) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "half.onnx")
+    with pytest.raises(UnsupportedError, match="implementation for MatMul"):
+        polycast.compile(tmp_path / "half.onnx", out=tmp_path / "out")
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,18 @@ def fix_dims(model: ir.Model, shapes: Mapping[str, Dims]) -> None:
                 f"Did you mean {near[0]!r}?" if near else f"Its inputs: {', '.join(inputs)}",
             )
         _bind(inputs[name], _read(name, dims), bindings)
+    fix_symbols(model, bindings)
+    for name, dims in shapes.items():
+        inputs[name].shape = ir.Shape(_read(name, dims))
+
+
+def fix_symbols(model: ir.Model, bindings: Mapping[str, int | str]) -> None:
+    """Put what ``bindings`` says in the place of symbols wherever they occur in shapes, in place."""
     for graph in graphs(model):
         values = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
         for value in values:
             if value.shape is not None and any(not isinstance(dim, int) for dim in value.shape):
                 value.shape = ir.Shape([_bound(dim, bindings) for dim in value.shape])
-    for name, dims in shapes.items():
-        inputs[name].shape = ir.Shape(_read(name, dims))
 
 
 def _read(name: str, dims: Dims) -> Dims:

@@ -11,7 +11,10 @@ from polycast.errors import InputError
 from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession
 
+from .. import _run
+
 _CLEAN = "clean | fold | clean"
+_MEND = "correct_bias | clean"
 _PLAIN = f"{_CLEAN} | fuse_conv_bn | fuse_one_hot | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
 _FLOAT = f"{_PLAIN} | fuse_gemm"
 
@@ -26,8 +29,8 @@ RECIPES: Mapping[str, str] = {
     "fp16-weights": f"{_PLAIN} | fp16_weights | clean",
     "int8": f"{_FLOAT} | int8(calibrate='minmax') | adaround | {_DYNAMIC} | correct_bias | quantize_embeddings | clean",
     "int8-dynamic": f"{_PLAIN} | {_DYNAMIC} | quantize_embeddings | clean",
-    "int8-weights": f"{_PLAIN} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | clean",
-    "int4": f"{_PLAIN} | quantize_weights({_EVERY}) | quantize_embeddings | clean",
+    "int8-weights": f"{_PLAIN} | quantize_weights(bits=8, block=0, {_EVERY}) | quantize_embeddings | {_MEND}",
+    "int4": f"{_PLAIN} | quantize_weights({_EVERY}) | quantize_embeddings | {_MEND}",
 }
 
 #: What LiteRT can do beyond plain ONNX.
@@ -73,7 +76,7 @@ def open_build(folder: Path, signature: Signature) -> CheckedSession:
     from .run_litert import LiteRtSession
 
     try:
-        session = LiteRtSession(folder)
+        session = LiteRtSession(folder, _run.threads())
     except Exception as error:  # the runtime raises plain ValueError and RuntimeError for a file that is damaged
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(f"LiteRT cannot open the build: {line}") from error

@@ -10,7 +10,8 @@ from typing import Any
 from polycast.errors import UnsupportedError
 from polycast.model import Model
 
-from . import flatbuffer, run_litert
+from .. import _runner
+from . import flatbuffer, metadata, run_litert
 from .open_dims import convert_any, rows
 
 #: What the file is called.
@@ -23,18 +24,18 @@ def problems(model: Model) -> tuple[str, ...]:
 
 
 def write(model: Model, folder: Path) -> Mapping[str, Any]:
-    """Write model.tflite and run.py. Returns: the runtime facts for the manifest."""
+    """Write model.tflite and what runs it. Returns: the runtime facts for the manifest."""
     symbol = rows(model)
     program, lacking = convert_any(model, symbol)
     if lacking:
         raise UnsupportedError(f"LiteRT lacks what this model needs: {', '.join(lacking)}")
     signature = model.signature
     names = [port.name for port in signature.inputs], [port.name for port in signature.outputs]
-    content = flatbuffer.write(program, names, {})
+    content = flatbuffer.write(program, names, metadata.of(model, program))
     if len(content) > flatbuffer.LARGEST:
         raise UnsupportedError("a .tflite file holds 2 GiB at most, and this model is larger")
     (folder / FILE).write_bytes(content)
-    (folder / "run.py").write_bytes(Path(run_litert.__file__).read_bytes())
+    _runner.write(folder, run_litert)
     return {
         "name": "litert",
         "versions": {"ai-edge-litert": version("ai-edge-litert")},

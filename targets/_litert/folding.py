@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 
 from ._attributes import integer
-from .program import Program
+from .program import Program, Unsupported
 
 
 def infer(node: ir.Node, to: Program, opset: int) -> None:
@@ -20,9 +20,13 @@ def infer(node: ir.Node, to: Program, opset: int) -> None:
     arrays = {v.name: to.array(v) for v in inputs if v.name}
     data = {name: onnx.numpy_helper.from_array(array) for name, array in arrays.items() if array is not None}
     schema = onnx.defs.get_schema(node.op_type, opset, "")
-    found = onnx.shape_inference.infer_node_outputs(
-        schema, ir.to_proto(node), types, data, opset_imports=[onnx.helper.make_opsetid("", opset)]
-    )
+    imports = [onnx.helper.make_opsetid("", opset)]
+    try:
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, _standard(node, schema), types, data, opset_imports=imports
+        )
+    except onnx.shape_inference.InferenceError as error:
+        raise _misfit(error) from error
     for value in unknown:
         proto = found.get(value.name or "")
         if proto is not None and proto.HasField("tensor_type"):
@@ -30,6 +34,15 @@ def infer(node: ir.Node, to: Program, opset: int) -> None:
             value.type = ir.TensorType(ir.DataType(proto.tensor_type.elem_type))
             if proto.tensor_type.HasField("shape") and all(dim.HasField("dim_value") for dim in dims):
                 value.shape = ir.Shape([dim.dim_value for dim in dims])
+
+
+def _standard(node: ir.Node, schema: onnx.defs.OpSchema) -> onnx.NodeProto:
+    """Spell ``node`` without what only the converters here know of it."""
+    proto = ir.to_proto(node)
+    kept = [attribute for attribute in proto.attribute if attribute.name in schema.attributes]
+    del proto.attribute[:]
+    proto.attribute.extend(kept)
+    return proto
 
 
 def fold(node: ir.Node, to: Program, opset: int) -> bool:
@@ -66,8 +79,17 @@ def _computed(node: ir.Node, arrays: dict[str, np.ndarray], opset: int) -> list[
     outputs = [onnx.helper.make_empty_tensor_value_info(value.name or "") for value in node.outputs]
     graph = onnx.helper.make_graph([ir.to_proto(node)], "one", inputs, outputs)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
-    found: list[np.ndarray] = ReferenceEvaluator(model).run(None, arrays)  # type: ignore[assignment]
+    try:
+        with np.errstate(all="ignore"):  # infinity is what a mask is made of
+            found: list[np.ndarray] = ReferenceEvaluator(model).run(None, arrays)  # type: ignore[assignment]
+    except (IndexError, ValueError) as error:  # as of a table of positions that is shorter than the size tried
+        raise _misfit(error) from error
     return found
+
+
+def _misfit(error: Exception) -> Unsupported:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return Unsupported(f"its inputs do not fit each other at this size ({line.strip()})")
 
 
 def _is_stored(node: ir.Node, to: Program) -> bool:

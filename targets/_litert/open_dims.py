@@ -1,7 +1,7 @@
-"""Open dimensions: a file for every size, where nothing but the shapes of its tensors depends on the sizes.
+"""Open dimensions: a file for every size, where operators do not depend on the sizes, and constants follow from them.
 
-The model is converted at several sizes. Where operators and constants agree, the file runs at any size, and a runner
-tells it which; where they do not, the size is part of the file, and its user has to give one.
+The model is converted at several sizes. Where the operators agree, what differs in their constants is found out in the
+file, and it runs at any size that a runner tells it; where they do not, the user has to give a size.
 """
 
 from __future__ import annotations
@@ -10,20 +10,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
+from onnx.shape_inference import InferenceError
 
 from polycast.model import Model
 from polycast.reading.dims import fix_dims
 
 from .._tvm.static import batch
-from .convert import convert, foreseen
+from .convert import Varying, convert, foreseen
 from .lowering import lowered
 from .merging import merged
 from .tensors import Subgraph
 
-#: The sizes that are tried: even and odd, since padding may depend on that, and one that is a multiple of 32.
-_SIZES = (160, 137, 98)
-#: By how much the sizes of two dimensions differ, so that one cannot pass for the other.
-_APART = 32
+#: The sizes that are tried together: even and odd, since padding may depend on that, and some a multiple of 32. There
+#: are models for long inputs alone, and models whose tables end early.
+_SIZES = ((160, 137, 98), (576, 545, 482), (61, 45, 34))
+#: By how much the sizes of two dimensions differ, so that one cannot pass for the other; and up to how much more, not
+#: always the same, so that one cannot pass for the other and a number.
+_APART, _MORE = 32, 7
+
+#: What says that a model does not go with a size, wherever that first shows.
+_MISFITS = (ArithmeticError, LookupError, ValueError, InferenceError)
 
 #: As many integers as a shape has at most, and twice as many for what is put around each axis.
 _FEW = 16
@@ -41,8 +47,11 @@ def rows(model: Model) -> str | None:
     others = {dim for port in model.signature.inputs for dim in (port.shape or ())[1:]}
     if not isinstance(symbol, str) or symbol == "?" or symbol in others:
         return None
-    for size in _SIZES[:2]:
-        program, problems = convert(lowered(_at(model, size, None)))
+    for size in _SIZES[0][:2]:
+        try:
+            program, problems = convert(lowered(_at(model, size, None)))
+        except _MISFITS:
+            return None
         if problems or any(tensor.shape[:1] != (size,) for tensor in program.outputs):
             return None
     return symbol
@@ -56,33 +65,55 @@ def convert_any(model: Model, batch: str | None) -> tuple[Subgraph, tuple[str, .
     dims = {dim for port in model.signature.inputs for dim in port.shape or ("?",) if not isinstance(dim, int)}
     if not dims - {batch}:
         return convert(lowered(_at(model, 0, batch)))
-    examples = [lowered(_at(model, size, batch)) for size in _SIZES]
-    computed = _differing([foreseen(example) for example in examples])
+    problems: tuple[str, ...] = ()
+    for sizes in _SIZES:
+        try:
+            found = _converted(model, sizes, batch)
+        except _MISFITS as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            found = (f"it does not go with sizes of {', '.join(map(str, sizes))}: {line}",)
+        if isinstance(found, Subgraph):
+            return found, ()
+        problems = problems or found
+    return Subgraph(""), tuple(f"{problem}: give --shape" for problem in problems)
+
+
+def _converted(model: Model, sizes: Sequence[int], batch: str | None) -> Subgraph | tuple[str, ...]:
+    """Convert ``model`` at several sizes into one program. Returns: it, or what cannot be written."""
+    examples = [lowered(_at(model, size, batch)) for size in sizes]
+    varying = _varying([foreseen(example) for example in examples])
     programs: list[Subgraph] = []
     for example in examples:
-        program, problems = convert(example, computed)
+        program, problems = convert(example, varying)
         if problems:
-            return program, tuple(f"{problem}: give --shape" for problem in problems)
+            return problems
         programs.append(program)
     found = merged(programs)
-    if isinstance(found, str):
-        names = ", ".join(str(port) for port in model.signature.inputs)
-        return programs[0], (f"the size of {names} is not fixed, and {found} depends on it: give --shape",)
-    return found, ()
+    if isinstance(found, Subgraph):
+        return found
+    names = ", ".join(str(port) for port in model.signature.inputs)
+    return (f"the size of {names} is not fixed, and {found} depends on it",)
 
 
-def _differing(known: Sequence[Mapping[str, np.ndarray]]) -> frozenset[str]:
-    """Name the values that depend on sizes and are more than a few integers, such as those that a shape is made of."""
+def _varying(known: Sequence[Mapping[str, np.ndarray]]) -> Varying:
+    """Name the values that differ between sizes."""
     every = {name: [each.get(name) for each in known] for name in set().union(*known)}
-    return frozenset(name for name, arrays in every.items() if not _alike(arrays))
+    differ = {name: arrays for name, arrays in every.items() if not _equal(arrays)}
+    sizes = {name for name, arrays in differ.items() if _are_few(arrays)}
+    return Varying(sizes, differ.keys() - sizes)
 
 
-def _alike(arrays: Sequence[np.ndarray | None]) -> bool:
+def _equal(arrays: Sequence[np.ndarray | None]) -> bool:
     first = arrays[0]
-    if first is None or any(each is None or each.shape != first.shape for each in arrays):
+    return all(first is not None and each is not None and np.array_equal(first, each) for each in arrays)
+
+
+def _are_few(arrays: Sequence[np.ndarray | None]) -> bool:
+    """Whether these are a few integers, such as those that a shape is made of."""
+    first = arrays[0]
+    if first is None or first.dtype not in (np.int32, np.int64) or first.ndim > 1 or first.size > _FEW:
         return False
-    few = first.dtype in (np.int32, np.int64) and first.ndim <= 1 and first.size <= _FEW
-    return few or all(np.array_equal(first, each) for each in arrays if each is not None)
+    return all(each is not None and each.shape == first.shape for each in arrays)
 
 
 def _at(model: Model, size: int, batch: str | None) -> Model:
@@ -93,7 +124,7 @@ def _at(model: Model, size: int, batch: str | None) -> Model:
         if isinstance(dim, int):
             return dim
         key = (name, axis) if dim == "?" else (dim,)
-        return symbols.setdefault(key, size + _APART * (len(symbols) - (batch is not None)))
+        return symbols.setdefault(key, size + (_APART + size % _MORE) * (len(symbols) - (batch is not None)))
 
     shapes = {
         port.name: tuple(of(port.name, axis, dim) for axis, dim in enumerate(port.shape or ()))

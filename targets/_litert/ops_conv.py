@@ -29,7 +29,7 @@ def conv(node: ir.Node, to: Program) -> None:
         to.refuse(f"a convolution over {len(shape) - 2} axes")
     if to.array(w) is None and to.stored(w) is None:
         to.refuse("its weight is not constant")
-    slides = window(node, kernel, shape[2:], result[2:])
+    slides = window(node, kernel, shape[2:], result[2:], not to.open_dims)
     flat = len(shape) == 3
     tensor = to.read(x, _NWC if flat else NHWC)
     if flat:

@@ -196,3 +196,27 @@ def tile(node: ir.Node, to: Program) -> None:
     tensor = to.read(x)
     shape = tuple(size * int(times) for size, times in zip(tensor.shape, repeats, strict=True))
     to.give(node.outputs[0], to.emit("TILE", [tensor, to.ints([int(t) for t in repeats])], shape))
+
+
+@converts("ConstantOfShape")
+def constant_of_shape(node: ir.Node, to: Program) -> None:
+    """Write one number in every place of a shape."""
+    sizes = to.array(node.inputs[0])
+    if sizes is None:
+        to.refuse("its shape is not constant")
+    value = node.attributes["value"].as_tensor().numpy() if "value" in node.attributes else np.zeros(1, np.float32)
+    number = to.constant(value.reshape(()), name="number")
+    to.give(node.outputs[0], to.emit("FILL", [to.ints(sizes.tolist()), number], sizes.tolist(), number.dtype))
+
+
+@converts("Range")
+def count(node: ir.Node, to: Program) -> None:
+    """Write the numbers from one up to another, by steps."""
+    ends = [to.array(value) for value in node.inputs]
+    if any(end is None for end in ends):
+        to.refuse("its ends are not constant")
+    start, stop, step = (to.constant(end, name="number") for end in ends if end is not None)
+    length = max(int(np.ceil((stop.data - start.data) / step.data)), 0)  # type: ignore[operator]
+    y = to.emit("RANGE", [start, stop, step], (length,))
+    y.least = float(start.data) if step.data > 0 else None  # type: ignore[arg-type, operator]
+    to.give(node.outputs[0], y)

@@ -123,7 +123,7 @@ def _read(node: ir.Node, to: Program) -> tuple[Tensor, Window, int | None]:
     shape, result = to.shape(x), to.shape(node.outputs[0])
     if len(shape) not in (3, 4):
         to.refuse(f"a pool over {len(shape) - 2} axes")
-    slides = window(node, integers(node, "kernel_shape", ()), shape[2:], result[2:])
+    slides = window(node, integers(node, "kernel_shape", ()), shape[2:], result[2:], not to.open_dims)
     padding = slides.padding(shape[2:], result[2:])
     tensor = to.read(x, channels_last(len(shape)))
     if len(shape) == 4:

@@ -74,6 +74,11 @@ def _nearest(
         _picked(node, to, size, out, scale)
         for size, out, scale in zip(tensor.shape[1:3], result[2:], scales, strict=True)
     ]
+    if (tensor.dtype == "float32" or tensor.grid is not None) and all(
+        np.array_equal(rows, np.repeat(np.arange(size), 2))
+        for rows, size in zip(picked, tensor.shape[1:3], strict=True)
+    ):
+        return _doubled(to, tensor)
     shape = (tensor.shape[0], *result[2:], tensor.shape[3])
     for corners, half in ((False, False), (False, True), (True, False)):
         if all(
@@ -87,6 +92,14 @@ def _nearest(
         sizes = (*tensor.shape[:axis], len(rows), *tensor.shape[axis + 1 :])
         tensor = to.emit("GATHER", [tensor, to.ints(rows.tolist())], sizes, grid=tensor.grid, axis=axis)
     return tensor
+
+
+def _doubled(to: Program, tensor: Tensor) -> Tensor:
+    """Write each pixel four times, of channels that are: XNNPACK takes it, and no RESIZE_NEAREST_NEIGHBOR."""
+    n, height, width, channels = tensor.shape
+    wide = to.emit("CONCATENATION", [tensor] * 4, (n, height, width, 4 * channels), grid=tensor.grid, axis=3)
+    doubled = (n, 2 * height, 2 * width, channels)
+    return to.emit("DEPTH_TO_SPACE", [wide], doubled, grid=tensor.grid, blockSize=2)
 
 
 def _picked(node: ir.Node, to: Program, size: int, result: int, scale: float) -> np.ndarray:

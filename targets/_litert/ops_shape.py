@@ -113,6 +113,10 @@ def _sizes(node: ir.Node, to: Program, whole: int) -> list[int]:
     return [min(each, whole - each * at) for at in range(count)]
 
 
+#: Exporters cut there where they mean the end of an axis.
+_ENDLESS = 2**31 - 2
+
+
 @converts("Slice", codes="moves")
 def cut(node: ir.Node, to: Program) -> None:
     """Write SLICE, or STRIDED_SLICE where steps are other than 1."""
@@ -132,6 +136,8 @@ def cut(node: ir.Node, to: Program) -> None:
     steps = given[3].tolist() if given[3] is not None else [1] * len(starts)
     slices = [slice(None)] * rank
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if any(shape[axis % rank] < abs(bound) < _ENDLESS for bound in (start, end)):
+            to.subgraph.short[f"{node.outputs[0].name}.{axis % rank}"] = shape[axis % rank]
         slices[axis % rank] = slice(start, end if step > 0 or end >= -shape[axis % rank] else None, step)
     order = to.common_order([x], rank)
     tensor = to.read(x, order)

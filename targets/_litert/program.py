@@ -57,6 +57,7 @@ class Program:
         self._constants: dict[tuple[Any, ...], Tensor] = {}
         self._stored: dict[ir.Value, Stored | None] = {}
         self._widened: dict[Tensor, Tensor] = {}
+        self._reshaped: dict[tuple[Tensor, tuple[int, ...]], Tensor] = {}
         self._base = name
         self._taken: set[str] = set()
 
@@ -217,9 +218,11 @@ class Program:
             tensor = maker.inputs[0]
         if shape == tensor.shape:
             return tensor
-        made = self.emit("RESHAPE", [tensor, self.ints(shape)], shape, grid=tensor.grid, newShape=list(shape))
-        made.least = tensor.least
-        return made
+        if (tensor, shape) not in self._reshaped:
+            made = self.emit("RESHAPE", [tensor, self.ints(shape)], shape, grid=tensor.grid, newShape=list(shape))
+            made.least = tensor.least
+            self._reshaped[tensor, shape] = made
+        return self._reshaped[tensor, shape]
 
     # Emitting.
 

@@ -48,6 +48,10 @@ class Tensor:
     least: float | None = None
     blocks: Blocks | None = None
 
+    def __post_init__(self) -> None:
+        if self.data is not None and self.data.dtype.kind == "i" and self.data.size and self.grid is None:
+            self.least = float(self.data.min())
+
     @property
     def size(self) -> int:
         """How many elements it has."""
@@ -74,12 +78,16 @@ class Operator:
 
 @dataclass
 class Subgraph:
-    """A function of the file: what it reads, what it gives, and the operators in between, in order."""
+    """A function of the file: what it reads, what it gives, and the operators in between, in order.
+
+    short: sizes of axes that are cut further out than they reach, by what is cut: were they longer, it would show.
+    """
 
     name: str
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     operators: list[Operator] = field(default_factory=list)
+    short: dict[str, int] = field(default_factory=dict)
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -15,7 +15,6 @@ from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession, Probe, Target
 from polycast.targets import _kernels
 from polycast.targets import _onnxruntime as ort
-from polycast.targets import _run_onnxruntime as runner
 
 from . import cuda_kernels, migraphx_ops, tensorrt_ops
 
@@ -98,7 +97,7 @@ class GpuProvider:
             session.evidence = "emulated"
             return session
         self.environment.make()
-        child = Child(self.environment.python, Path(runner.__file__), folder)
+        child = Child(self.environment.python, folder / "run.py", folder)
         if child.providers[0] != self.name:
             child.close()
             raise ToolchainError(

@@ -61,9 +61,14 @@ def probe_cpu(cpu: Cpu, hardware: str) -> Probe:
 
 def problems(model: Model, cpu: Cpu | None = None) -> tuple[str, ...]:
     """Name every op and input of ``model`` that cannot be imported, for a GPU or for ``cpu``: sorted, all at once."""
-    from . import converters, cpu_converters, frontend, static
+    from . import converters, cpu_converters, frontend, open_sizes, static
 
-    return frontend.problems(static.fixed(model)[0], cpu_converters.own(cpu) if cpu else converters.OWN)
+    if cpu is None:
+        return frontend.problems(static.fixed(model)[0], converters.OWN)
+    one, _ = open_sizes.one_row(model, cpu)
+    any_size = open_sizes.suits(one, cpu)
+    found = frontend.problems(one, cpu_converters.own(cpu), any_size=any_size)
+    return tuple(frontend.dynamic(model)) if found and any_size else found
 
 
 def made_with(tool: str | None = None) -> dict[str, object]:
@@ -78,13 +83,12 @@ def made_with(tool: str | None = None) -> dict[str, object]:
 
 def tune(model: Model, gpu: Gpu | Cpu, minutes: float, tell: Callable[[str, int, int], None] | None) -> None:
     """Try schedules for the kernels of ``model`` on this machine; builds for ``gpu`` are made with the fastest now."""
-    from . import cpu_tuning, gpu_tuning, static
+    from . import cpu_tuning, gpu_tuning, open_sizes, static
 
-    one = static.fixed(model)[0]
     if isinstance(gpu, Cpu):
-        cpu_tuning.tune(one, gpu, minutes, tell)
+        cpu_tuning.tune(open_sizes.one_row(model, gpu)[0], gpu, minutes, tell)
     else:
-        gpu_tuning.tune(one, gpu, minutes, tell)
+        gpu_tuning.tune(static.fixed(model)[0], gpu, minutes, tell)
 
 
 def is_here(gpu: Gpu) -> bool:
@@ -99,7 +103,7 @@ def lower(model: Model, gpu: Gpu | Cpu) -> Lowered:
     from . import cpu_lowering, cpu_tuning, gpu_tuning, lowering
 
     if isinstance(gpu, Cpu):
-        return cpu_lowering.lower(model, gpu, cpu_tuning.known_tiles(gpu))
+        return cpu_lowering.lower(model, gpu, cpu_tuning.known(gpu))
     return lowering.lower(model, gpu, gpu_tuning.known(gpu))
 
 

@@ -9,18 +9,20 @@ from typing import Any
 
 from polycast.model import Model
 
+from .. import _runner
 from . import cross, run_tvm
 from .cpu_arch import Cpu
 from .gpu import Gpu
+from .open_sizes import one_row
 from .static import bound, fixed
 
 
 def write(model: Model, gpu: Gpu | Cpu, folder: Path) -> Mapping[str, Any]:
-    """Write lib.so, weights.safetensors and run.py. Returns: the runtime facts for the manifest."""
-    static, by_row = fixed(model)
+    """Write lib.so, weights.safetensors and what runs them. Returns: the runtime facts for the manifest."""
+    static, by_row = one_row(model, gpu)
     most = bound(model)
     facts = cross.write({1: static} | ({most: fixed(model, most)[0]} if most else {}), gpu, folder)
-    (folder / "run.py").write_bytes(Path(run_tvm.__file__).read_bytes())
+    _runner.write(folder, run_tvm)
     return {
         "name": "tvm",
         "versions": {"apache-tvm": version("apache-tvm")},

@@ -1,21 +1,12 @@
-#!/usr/bin/env python3
-"""Run this build with TVM's runtime; nothing else is needed but numpy.
-
-python run.py --input x.npz [--output y.npz]   run the model on arrays saved under the names of its inputs
-python run.py --verify                         check every file's hash, and the golden outputs
-python run.py --time [N]                       time N runs on the golden input
-"""
+"""Open this build with TVM's runtime. It lies in the build as session.py, and needs numpy alone beside that."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import mmap
 import os
 import platform
-import sys
 import time
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +18,10 @@ _DTYPES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "F16": "float16",
     "U32": "uint32", "I32": "int32", "F32": "float32", "U64": "uint64", "I64": "int64", "F64": "float64",
 }  # fmt: skip
+#: What systems call the machines of a manifest; 32-bit ARM is told by its kernel, which may be a 64-bit one's.
+_MACHINES = {"amd64": "x86_64", "arm64": "aarch64", "armv7l": "armv7a", "armv8l": "armv7a"}
+
+_WARM_UPS = 5
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -59,12 +54,14 @@ class Kernels:
 
         self.main, self.weights, self.device, self.tensor = main, weights, device, tvm.runtime.tensor
         self.rows = next((port["shape"][0] for port in inside.values() if port["shape"]), 1)
-        self.slots = [self._slot(**port) for port in inside.values()] if on_cpu else []
+        any_size = any(isinstance(dim, str) for port in inside.values() for dim in port["shape"])
+        self.on_cpu = on_cpu
+        self.slots = [self._slot(**port) for port in inside.values()] if on_cpu and not any_size else []
 
     def compute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Run the kernels on arrays of the shapes that they were made for."""
         results = self.main(*self.upload(arrays), *self.weights)
-        if self.slots:
+        if self.on_cpu:
             return [np.array(np.from_dlpack(result)) for result in results]
         return [result.numpy() for result in results]
 
@@ -74,7 +71,7 @@ class Kernels:
             for (_, view), array in zip(self.slots, arrays, strict=True):
                 view[...] = array
             return [tensor for tensor, _ in self.slots]
-        return [self.tensor(np.ascontiguousarray(array), self.device) for array in arrays]
+        return [self.tensor(np.asarray(array, order="C"), self.device) for array in arrays]
 
     def _slot(self, dtype: str, shape: list[int]) -> tuple[Any, np.ndarray]:
         """Give a tensor for an input, and its memory as numpy sees it."""
@@ -85,15 +82,16 @@ class Kernels:
 class TvmSession:
     """A build that is open: its weights are on the device, and it runs on arrays by input name."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, threads: int = 0) -> None:
         self.manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         runtime = self.manifest["runtime"]
-        machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(platform.machine().lower(), platform.machine().lower())
+        machine = _MACHINES.get(platform.machine().lower(), platform.machine().lower())
         if (made_for := runtime.get("machine", machine)) != machine:
             raise RuntimeError(f"this build is machine code for {made_for}, and this machine is {machine}")
         if lacking := sorted(set(runtime.get("instructions", ())) - _flags()):
             raise RuntimeError(f"this build needs instructions that this CPU lacks: {', '.join(lacking)}")
-        os.environ.setdefault("TVM_NUM_THREADS", os.environ.get("POLYCAST_THREADS") or str(os.cpu_count() or 1))
+        wanted_threads = str(threads or os.environ.get("POLYCAST_THREADS") or os.cpu_count() or 1)
+        os.environ.setdefault("TVM_NUM_THREADS", wanted_threads)
         os.environ.setdefault("TVM_BIND_THREADS", "0")
         try:
             import tvm
@@ -134,6 +132,21 @@ class TvmSession:
             found = [np.concatenate(outputs) for outputs in zip(*parts, strict=True)]
         return [array.astype(port["dtype"], copy=False) for port, array in zip(self.outputs, found, strict=True)]
 
+    def seconds(self, feeds: Mapping[str, np.ndarray], count: int) -> list[float]:
+        """Time ``count`` runs of the kernels alone, each in seconds: the inputs are on the device already."""
+        arrays, kernels = [self._checked(port, feeds) for port in self.inputs], self.kernels
+        if self._rows(arrays) is not None:
+            kernels = self.larger or kernels
+            arrays = [array[: kernels.rows] for array in arrays]
+        arguments = kernels.upload(arrays)
+        times = []
+        for _ in range(_WARM_UPS + count):
+            started = time.perf_counter()
+            kernels.main(*arguments, *kernels.weights)
+            self.device.sync()
+            times.append(time.perf_counter() - started)
+        return times[_WARM_UPS:]
+
     def _parts(self, arrays: list[np.ndarray], rows: int) -> Iterator[list[np.ndarray]]:
         """Run the rows one by one, or where they fill at least half a block, all at once with copies of the last."""
         if self.larger is None or 2 * rows < self.larger.rows:
@@ -155,7 +168,7 @@ class TvmSession:
             raise ValueError(f"input {name!r} is {array.dtype}, not {port['dtype']}")
         shape, batched = inside["shape"], self.manifest["runtime"]["by_row"]
         fits = array.ndim == len(shape) and all(
-            found == wanted or (batched and axis == 0)
+            found == wanted or (batched and axis == 0) or (isinstance(wanted, str) and found > 0)
             for axis, (found, wanted) in enumerate(zip(array.shape, shape, strict=True))
         )
         if not fits:
@@ -174,76 +187,6 @@ class TvmSession:
         return int(counts.pop())
 
 
-def open_session(folder: Path, own_process: bool = False) -> TvmSession:
+def open_session(folder: Path, threads: int, own_process: bool = False) -> TvmSession:
     """Open the build in ``folder``; own_process: as other runners take it, nothing here holds for a whole process."""
-    return TvmSession(folder)
-
-
-def main() -> int:
-    """Run the command line. Returns the exit status: 0 fine, 1 wrong input or a build that does not verify."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--input", type=Path, metavar="X.npz", help="arrays by input name, batch axis included")
-    parser.add_argument("--output", type=Path, metavar="Y.npz", help="where the outputs go, by output name")
-    parser.add_argument("--verify", action="store_true", help="check hashes and golden outputs")
-    parser.add_argument("--time", type=int, nargs="?", const=50, metavar="N", help="time N runs on the golden input")
-    options = parser.parse_args()
-    folder = Path(__file__).resolve().parent
-    sys.path.insert(0, str(folder))  # python -I leaves it out
-    sys.dont_write_bytecode = True
-    try:
-        if options.verify:
-            return _verify(folder)
-        if options.time:
-            return _time(folder, options.time)
-        if options.input is None:
-            parser.error("give --input X.npz, or --verify")
-        return _run(folder, options.input, options.output)
-    except (RuntimeError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 1
-
-
-def _verify(folder: Path) -> int:
-    from verify import verify  # type: ignore[import-not-found]  # lies beside this file in a build
-
-    problems = verify(folder, None) or verify(folder, TvmSession(folder).run)
-    print("\n".join(problems) if problems else "verified: every file's hash and every golden output")
-    return 1 if problems else 0
-
-
-def _time(folder: Path, count: int) -> int:
-    session = TvmSession(folder)
-    with np.load(folder / "golden.npz", allow_pickle=False) as golden:
-        feeds = {port["name"]: golden[f"0/input/{port['name']}"] for port in session.inputs}
-    arrays, kernels = [session._checked(port, feeds) for port in session.inputs], session.kernels
-    if session._rows(arrays) is not None:
-        kernels = session.larger or kernels
-        arrays = [array[: kernels.rows] for array in arrays]
-    arguments = kernels.upload(arrays)
-    seconds = []
-    for _ in range(count + 5):
-        started = time.perf_counter()
-        kernels.main(*arguments, *kernels.weights)
-        session.device.sync()
-        seconds.append(time.perf_counter() - started)
-    kept = sorted(seconds[5:])
-    print(json.dumps({"n": count, "median_ms": 1e3 * kept[count // 2], "least_ms": 1e3 * kept[0]}))
-    return 0
-
-
-def _run(folder: Path, given: Path, output: Path | None) -> int:
-    with np.load(given, allow_pickle=False) as arrays:
-        feeds = {name: arrays[name] for name in arrays.files if name != "label"}
-    session = TvmSession(folder)
-    found = session.run(feeds)
-    names = [port["name"] for port in session.outputs]
-    for name, array in zip(names, found, strict=True):
-        print(f"{name}: {array.dtype} {list(array.shape)}", np.array2string(array, threshold=40, precision=5), sep="\n")
-    if output:
-        with output.open("wb") as file:
-            np.savez(file, **dict(zip(names, found, strict=True)))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return TvmSession(folder, threads)

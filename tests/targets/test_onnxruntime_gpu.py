@@ -256,7 +256,7 @@ def test_the_real_package_lives_beside_ours_and_runs_a_build(real, tmp_path, mon
     except ToolchainError as error:
         pytest.skip(error.message)
     [build] = polycast.compile(conv_net(tmp_path / "m.onnx"), TARGETS[1], out=tmp_path / "out")
-    child = Child(real.python, Path(_run_onnxruntime.__file__), build.path)
+    child = Child(real.python, build.path / "run.py", build.path)
     x = np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)
     tolerance = json.loads((build.path / "manifest.json").read_text())["agreement"]["tolerance"]
     want, found = build.run({"x": x})[0], child.run({"x": x})[0]
