@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from . import attention, codes, products, recurrent, rows
+from . import attention, codes, powers, products, recurrent, rows
 
 if TYPE_CHECKING:
     from .frontend import Scope
@@ -20,6 +20,7 @@ Convert = Callable[["Scope"], Sequence[Any]]
 OWN: dict[tuple[str, str], Convert] = {
     **attention.CONVERTERS,
     **codes.CONVERTERS,
+    **powers.CONVERTERS,
     **products.CONVERTERS,
     **recurrent.CONVERTERS,
     **rows.CONVERTERS,
@@ -77,7 +78,7 @@ def narrow(array: np.ndarray) -> np.ndarray:
     """Bring 64-bit integers to 32; what does not fit stands for no limit, as in a Slice, and is clipped."""
     kind = {"i": np.int32, "u": np.uint32}.get(array.dtype.kind)
     if kind is None or array.dtype.itemsize < 8:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")
     info = np.iinfo(kind)
     clipped: np.ndarray = np.clip(array, info.min, info.max).astype(kind)
     return clipped

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from . import codes, converters, cpu_products
-from .cpu_values import LAST, Known, Laid, moved
+from .cpu_values import LAST, Joined, Known, Laid, joined, moved
 
 if TYPE_CHECKING:
     from .converters import Convert
@@ -23,21 +23,29 @@ _ELEMENTWISE = (
     "Min", "Mul", "Neg", "Pow", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh",
 )  # fmt: skip
 
+#: TVM's name for what takes nothing else into its loops.
+_ALONE = {"op_pattern": 8}
+
+#: What moves the numbers of operand 0, and changes none.
+_MOVING = ("Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Unsqueeze")
+
 
 def own(cpu: Cpu) -> dict[tuple[str, str], Convert]:
     """Give the converters for ``cpu``, beside those of every target."""
-    table = {**converters.OWN, ("", "Erf"): _erf, ("", "Gelu"): _gelu}
+    table = {**converters.OWN, ("", "Clip"): _clip, ("", "Erf"): _erf, ("", "Gelu"): _gelu}
     found: dict[tuple[str, str], Convert] = {
         ("", op): partial(_elementwise, plain=table.get(("", op), converters.by_tvm)) for op in _ELEMENTWISE
     }
     return {
         **converters.OWN,
         **found,
+        **{("", op): partial(_moving, plain=table.get(("", op), converters.by_tvm)) for op in _MOVING},
         ("", "Conv"): partial(cpu_products.convolution, cpu=cpu),
         ("", "Gemm"): partial(cpu_products.product, cpu=cpu),
         ("", "MatMul"): partial(cpu_products.product, cpu=cpu),
         ("", "AveragePool"): _pool,
         ("", "Concat"): _concat,
+        ("", "DepthToSpace"): _depth_to_space,
         ("", "DequantizeLinear"): _dequantize,
         ("", "GlobalAveragePool"): _mean,
         ("", "MaxPool"): _pool,
@@ -56,8 +64,51 @@ def _elementwise(scope: Scope, plain: Callable[[Scope], Sequence[Any]]) -> Seque
     if any(each is None and operand is not None for each, operand in zip(lasts, operands, strict=True)):
         return plain(scope)
     given = dict(zip(scope.node.inputs, lasts, strict=True))
-    [result] = plain(replace(scope, read=lambda value: given[value]))
-    return [Laid(scope.bb.emit(scope.bb.normalize(result)), True)]
+    [result] = _bound(scope, plain(replace(scope, read=lambda value: given[value])))
+    return [Laid(result, True)]
+
+
+def _moving(scope: Scope, plain: Callable[[Scope], Sequence[Any]]) -> Sequence[Any]:
+    """Move codes rather than what they stand for."""
+    operand = scope.operand(0)
+    if not isinstance(operand, Laid) or operand.scale is None:
+        return plain(scope)
+    laid = operand.second(scope.bb)
+    results = plain(
+        replace(scope, read=lambda value: laid.expr if value is scope.node.inputs[0] else scope.read(value))
+    )
+    return [replace(laid, expr=each) for each in _bound(scope, results)]
+
+
+def _bound(scope: Scope, results: Iterable[Any]) -> list[Any]:
+    """Give each result a name, where it has none."""
+    from tvm import relax
+
+    given = [scope.bb.normalize(each) for each in results]
+    return [each if isinstance(each, relax.Var) else scope.bb.emit(each) for each in given]
+
+
+def _clip(scope: Scope) -> Sequence[Any]:
+    """Clip between known bounds; TVM's importer asks of each bound whether it is a number."""
+    from tvm import te, tirx
+
+    bounds = [scope.constant(index) for index in (1, 2)]
+    missing = [len(scope.node.inputs) <= index or scope.node.inputs[index] is None for index in (1, 2)]
+    if scope.dtype(0) != "float32" or any(b is None and not m for b, m in zip(bounds, missing, strict=True)):
+        return converters.by_tvm(scope)
+    spelt = [
+        scope.attribute(name) if bound is None else bound for name, bound in zip(("min", "max"), bounds, strict=True)
+    ]
+    low, high = (None if each is None else tirx.const(float(np.asarray(each).reshape(())), "float32") for each in spelt)
+
+    def compute(x: Any) -> Any:
+        def element(*at: Any) -> Any:
+            found = x(*at) if low is None else tirx.max(x(*at), low)
+            return found if high is None else tirx.min(found, high)
+
+        return te.compute(x.shape, element, name="clip")
+
+    return [scope.bb.emit_te(compute, scope.tensor(0), primfunc_name_hint="clip")]
 
 
 def _erf(scope: Scope) -> Sequence[Any]:
@@ -127,9 +178,11 @@ def _quantize(scope: Scope) -> Sequence[Any]:
     low, high = (0, 255) if dtype == "uint8" else (-128, 127)
     offset = 0 if zero is None else int(zero.reshape(()))
     step, operand = float(scale.reshape(())), scope.operand(0)
-    laid = operand if isinstance(operand, Laid) else Laid(scope.bb.emit(scope.tensor(0)))
-    if laid.scale == step and laid.zero == offset and str(laid.expr.ty.dtype.dtype) == dtype:
-        return [replace(laid, scale=None, zero=0)]
+
+    def quantized(laid: Laid) -> Laid:
+        if laid.scale == step and laid.zero == offset and str(laid.expr.ty.dtype.dtype) == dtype:
+            return replace(laid, scale=None, zero=0)
+        return Laid(scope.bb.emit_te(compute, laid.values(scope.bb), primfunc_name_hint="quantize"), laid.last)
 
     def compute(x: Any) -> Any:
         def element(*at: Any) -> Any:
@@ -138,7 +191,9 @@ def _quantize(scope: Scope) -> Sequence[Any]:
 
         return te.compute(x.shape, element, name="quantized")
 
-    return [Laid(scope.bb.emit_te(compute, laid.values(scope.bb), primfunc_name_hint="quantize"), laid.last)]
+    if isinstance(operand, Joined):
+        return [joined(scope.bb, [quantized(part) for part in operand.parts])]
+    return [quantized(operand if isinstance(operand, Laid) else Laid(scope.bb.emit(scope.tensor(0))))]
 
 
 def _dequantize(scope: Scope) -> Sequence[Any]:
@@ -161,7 +216,7 @@ def _transpose(scope: Scope) -> Sequence[Any]:
         return [replace(laid, last=True)]
     if order == LAST and isinstance(operand, Laid) and operand.last:
         return [replace(operand, last=False)]
-    return converters.by_tvm(scope)
+    return _moving(scope, converters.by_tvm)
 
 
 def _pool(scope: Scope) -> Sequence[Any]:
@@ -171,9 +226,11 @@ def _pool(scope: Scope) -> Sequence[Any]:
     from .products import _padding
 
     operand, kernel = scope.operand(0), list(scope.attribute("kernel_shape", ()))
-    plain = not (isinstance(operand, Laid) and operand.last) or scope.attribute("ceil_mode", 0)
-    if plain or len(scope.node.outputs) > 1:
+    if not isinstance(operand, Laid) or scope.attribute("ceil_mode", 0) or len(scope.node.outputs) > 1:
         return converters.by_tvm(scope)
+    if len(operand.shape) != 4 or not (operand.last or operand.scale is not None):
+        return converters.by_tvm(scope)
+    operand = operand.channels_last(scope.bb)
     dilations, strides = list(scope.attribute("dilations", [1, 1])), list(scope.attribute("strides", [1, 1]))
     pads = _padding(scope, operand.shape[1:3], kernel, strides, dilations)
     if kernel == operand.shape[1:3] and not any(pads) and scope.node.op_type == "AveragePool":
@@ -184,7 +241,33 @@ def _pool(scope: Scope) -> Sequence[Any]:
     def compute(x: Any) -> Any:
         return topi.nn.pool2d(x, kernel, strides, dilations, pads, kind, False, "NHWC", every)
 
+    if kind == "max":  # of the codes it is the code of the largest
+        return [replace(operand, expr=scope.bb.emit_te(compute, operand.expr, primfunc_name_hint="pool"))]
     return [Laid(scope.bb.emit_te(compute, operand.values(scope.bb), primfunc_name_hint="pool"), True)]
+
+
+def _depth_to_space(scope: Scope) -> Sequence[Any]:
+    """Spread channels over pixels, and widen codes on the way; the result is an image with its channels second."""
+    from tvm import te, tirx
+
+    operand, block = scope.operand(0), scope.attribute("blocksize")
+    if not (isinstance(operand, Laid) and operand.last and operand.dtype == "float32"):
+        return converters.by_tvm(scope)
+    n, height, width, deep = operand.shape
+    channels, first = deep // block**2, scope.attribute("mode", "DCR") == "DCR"
+
+    def compute(x: Any) -> Any:
+        def element(b: Any, c: Any, y: Any, x_: Any) -> Any:
+            inside = y % block * block + x_ % block
+            found = x(b, y // block, x_ // block, inside * channels + c if first else c * block**2 + inside)
+            if operand.scale is None:
+                return found
+            return (found.astype("float32") - float(operand.zero)) * tirx.const(operand.scale, "float32")
+
+        shape = (n, channels, height * block, width * block)
+        return te.compute(shape, element, name="depth_to_space", attrs={"block": block})
+
+    return [Laid(scope.bb.emit_te(compute, operand.expr, primfunc_name_hint="spread", primfunc_attrs=_ALONE))]
 
 
 def _mean(scope: Scope) -> Sequence[Any]:
@@ -198,10 +281,8 @@ def _mean(scope: Scope) -> Sequence[Any]:
 
 def _concat(scope: Scope) -> Sequence[Any]:
     """Put images side by side where their channels lie."""
-    from tvm import relax
-
     operands = [scope.operand(index) for index in range(len(scope.node.inputs))]
-    if not all(isinstance(each, Laid) and each.last for each in operands):
+    images = [each for each in operands if isinstance(each, Laid) and len(each.shape) == 4 and each.dtype == "float32"]
+    if len(images) < len(operands) or scope.attribute("axis", 0) % 4 != 1:
         return converters.by_tvm(scope)
-    axis = [0, 3, 1, 2][scope.attribute("axis", 0) % 4]
-    return [Laid(scope.bb.emit(relax.op.concat([each.values(scope.bb) for each in operands], axis)), True)]
+    return [Joined(tuple(images))]

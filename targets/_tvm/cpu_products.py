@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import products
+from . import open_sizes, products
 from .cpu_values import Known, Laid
 from .stored import Stored
 
@@ -167,10 +167,10 @@ class Window:
     cpu: Cpu
 
     @property
-    def size(self) -> list[int]:
+    def size(self) -> list[Any]:
         """Height and width of the output."""
         return [
-            (full + before + after - (taps - 1) * dilation - 1) // stride + 1
+            open_sizes.size((full + before + after - (taps - 1) * dilation - 1) // stride + 1)
             for full, before, after, taps, stride, dilation in zip(
                 self.laid.shape[1:3],
                 self.pads[:2],
@@ -182,13 +182,19 @@ class Window:
             )
         ]
 
+    @property
+    def columns(self) -> Any:
+        """Pixels of a row that are computed: more than the output has, where it may have any size."""
+        return open_sizes.filled(self.size[1])
+
     def padded(self, x: Any, channels: int, wide: bool = False) -> Any:
         """Fill up around the input, with what stands for 0, and behind its channels; wide: as float numbers."""
         from tvm import te, tirx
 
         n, h, w, c = self.laid.shape
         top, left, bottom, right = self.pads
-        if not (any(self.pads) or channels > c or wide):
+        may_miss = any(self.pads) or channels > c or not isinstance(w, int)
+        if not (may_miss or wide):
             return x
         kind = "float32" if wide else str(x.dtype)
         zero = tirx.const(0 if wide else self.laid.zero, kind)
@@ -198,9 +204,11 @@ class Window:
             found = x(b, y - top, x_ - left, k)
             if wide:
                 found = found.astype("float32") - float(self.laid.zero)
-            return tirx.if_then_else(inside, found, zero) if any(self.pads) or channels > c else found
+            return tirx.if_then_else(inside, found, zero) if may_miss else found
 
-        return te.compute((n, h + top + bottom, w + left + right, channels), element, name="padded")
+        reach = (self.columns - 1) * self.strides[1] + (self.kernel[1] - 1) * self.dilations[1] + 1
+        across = w + left + right if isinstance(w, int) else reach
+        return te.compute((n, h + top + bottom, across, channels), element, name="padded")
 
     def at(self, y: Any, x: Any, ry: Any, rx: Any) -> tuple[Any, Any]:
         """Give the pixel of the padded input that tap (ry, rx) of the output pixel (y, x) reads."""
@@ -235,7 +243,7 @@ class Window:
                 code = read(b, row, *at).astype("int32")
                 return te.sum(code * w(o, ry, rx, k, lane, inner).astype("int32"), axis=[ry, rx, k, inner])
 
-            sums = te.compute((n, height, width, outs, lanes), element, name="dot")
+            sums = te.compute((n, height, self.columns, outs, lanes), element, name="dot")
             return flat(sums, lanes, (n, height, width, channels), factors)
 
         return [panels(values, lanes, group), *scaled(self.laid, self.weight, bias)], compute
@@ -249,8 +257,8 @@ class Window:
         from tvm import te, tirx
 
         n, h, w, c = self.laid.shape
-        top, left, bottom, right = self.pads
-        length = max((w + left + right) * c, (self.size[1] - 1) * self.strides[1] * c + deep)
+        top, left, bottom, _ = self.pads
+        length = (self.columns - 1) * self.strides[1] * c + deep
 
         def element(b: Any, y: Any, at: Any) -> Any:
             inside = tirx.all(y >= top, y < top + h, at >= left * c, at < (left + w) * c)
@@ -272,7 +280,7 @@ class Window:
             read = self.padded(x, channels, wide=coded)
             ry, rx = te.reduce_axis((0, kh), "ry"), te.reduce_axis((0, kw), "rx")
             sums = te.compute(
-                (n, height, width, channels),
+                (n, height, self.columns, channels),
                 lambda b, y, x_, c: te.sum(read(b, *self.at(y, x_, ry, rx), c) * w(ry, rx, c), axis=[ry, rx]),
                 name="taps",
             )

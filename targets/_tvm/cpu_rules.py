@@ -6,17 +6,18 @@ Georganas et al., Anatomy of High-Performance Deep Learning Convolutions on SIMD
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from .cpu_arch import Cpu
 from .cpu_tiles import Tile, tiles_for
 from .records import workload
+from .traces import is_scheduled
 
 #: Of these schedules: what was measured with others is not used.
-VERSION = 1
+VERSION = 2
 
 #: Work below these is done sooner than other threads would have begun: multiply-adds, and numbers.
 _MUCH_TO_ADD, _MUCH_TO_MOVE = 1 << 20, 1 << 17
@@ -28,7 +29,7 @@ def schedule(module: Any, cpu: Cpu, tiles: Mapping[str, Tile]) -> Any:
 
     module = module.clone()
     for variable, function in list(module.functions.items()):
-        if isinstance(function, tirx.PrimFunc):
+        if isinstance(function, tirx.PrimFunc) and not is_scheduled(function):
             tile = tiles.get(workload(function)) if tiles else None
             module[variable] = scheduled(function, cpu, tile).with_attr("tirx.is_scheduled", True)
     return module
@@ -43,7 +44,7 @@ def tiles(function: Any, cpu: Cpu) -> list[Tile]:
     sums = blocks.get("dot") or blocks.get("taps")
     if sums is None:
         return []
-    shape = [int(d) for d in sch.get(sums).writes[0].source.ty.shape][:-1]
+    shape = [_known(d) for d in sch.get(sums).writes[0].source.ty.shape][:-1]
     return tiles_for(shape if "dot" in blocks else [*shape, 1], cpu)
 
 
@@ -53,6 +54,8 @@ def scheduled(function: Any, cpu: Cpu, tile: Tile | None = None) -> Any:
 
     sch = s_tir.Schedule(function)
     names = [sch.get(block).name_hint for block in _blocks(sch)]
+    if names == ["depth_to_space"]:
+        return _by_blocks(sch).mod["main"]
     for name, rule in (("dot", _dot), ("taps", _taps)):
         if names.count(name) == 1:
             return rule(sch, cpu, tile).mod["main"]
@@ -64,7 +67,21 @@ def _blocks(sch: Any) -> list[Any]:
 
 
 def _extents(sch: Any, loops: list[Any]) -> list[int]:
-    return [int(sch.get(loop).extent) for loop in loops]
+    return [_known(sch.get(loop).extent) for loop in loops]
+
+
+def _known(size: Any) -> int:
+    """Give a size, or where it is open, what is known to divide it."""
+    from tvm import sym, tirx
+
+    return int(size) if isinstance(size, tirx.IntImm) else int(sym.Analyzer().modular_set(size).coeff)
+
+
+def _total(sizes: Iterable[Any]) -> float:
+    """Multiply sizes; what is open may be any."""
+    from tvm import tirx
+
+    return prod(int(size) if isinstance(size, tirx.IntImm) else inf for size in sizes)
 
 
 def _reduces(sch: Any, block: Any) -> bool:
@@ -86,59 +103,70 @@ def _prepare(sch: Any, name: str, cpu: Cpu) -> tuple[Any, Any]:
 
 def _dot(sch: Any, cpu: Cpu, tile: Tile | None) -> Any:
     """Sums of products: [.., rows, N / lanes, lanes] += input[.., K] * panels[N / lanes, .., K, lanes]."""
+    from .cpu_dot import INTRINSICS
+
     dot, last = _prepare(sch, "dot", cpu)
-    work, lanes = _work(sch, dot), int(sch.get(dot).writes[0].source.ty.shape[-1])
-    *front, column = sch.get_loops(last)
-    if _extents(sch, [column])[0] % lanes:  # what follows cannot read full registers: it gets a loop of its own
+    work, written = _work(sch, dot), sch.get(dot).writes[0].source
+    lanes, coded = int(written.ty.shape[-1]), str(written.ty.dtype.dtype) == "int32"
+    if _extents(sch, sch.get_loops(last)[-1:])[0] % lanes:
+        # What follows cannot read full registers: it gets a loop of its own.
         _spread(sch, last, cpu)
         last = sch.cache_write(dot, 0, "global")
-        *front, panel, lane = sch.get_loops(last)
-    else:
-        panel, lane = sch.split(column, [None, lanes])
-    outer = _tiled(sch, last, [*front, panel, lane], tile or tiles_for(_extents(sch, [*front, panel]), cpu)[0])
-    sch.compute_at(dot, outer[-1], preserve_unit_loops=True)
+        *_, panel, lane = sch.get_loops(last)
+        sch.fuse(panel, lane)
+    sums = _sums(sch, dot)
+    *front, panel, lane = sch.get_loops(dot)[: -len(sums)]
+    tile = tile or tiles_for(_extents(sch, [*front, panel]), cpu)[0]
+    outer, inner = _tiled(sch, [*front, panel], tile)
+    quad = [sums.pop()] if coded else []
+    sch.reorder(*outer, *sums, *inner, lane, *quad)
+    _follow(sch, last, outer[-1], lanes)
     _share(sch, outer, work)
-    _sum(sch, dot, cpu)
+    if not coded:
+        sch.vectorize(lane)
+    start = _start(sch, dot, sums[0], [*inner, lane])
+    if coded:
+        sch.tensorize(lane, INTRINSICS[lanes])
+    sch.set_scope(start, 0, "local")
     return sch
 
 
-def _tiled(sch: Any, block: Any, loops: list[Any], tile: Tile) -> list[Any]:
-    """Split ``loops``, [.., rows, panels, lanes], into those between tiles, which are given, and those inside one."""
-    *front, panel, lane = loops
+def _tiled(sch: Any, loops: list[Any], tile: Tile) -> tuple[list[Any], list[Any]]:
+    """Split ``loops``, [.., rows, panels], into those between tiles and those inside one."""
+    *front, panel = loops
     rows = [sch.split(loop, [None, many]) for loop, many in zip(front[-2:], tile.rows, strict=True)]
     between, registers = sch.split(panel, [None, tile.columns])
     outer = [*front[:-2], between, *(row[0] for row in rows)]
-    inner = [*(row[1] for row in rows), registers]
-    sch.reorder(*outer, *inner, lane)
-    for loop in inner:
+    return outer, [*(row[1] for row in rows), registers]
+
+
+def _follow(sch: Any, last: Any, tile: Any, lanes: int) -> None:
+    """Do what follows the sums of a tile while they are in registers; what lies behind the end of a row is left."""
+    before = len(sch.get_loops(last))
+    sch.reverse_compute_at(last, tile, preserve_unit_loops=True)
+    *rows, channel = sch.get_loops(last)[-before:]
+    registers, lane = sch.split(channel, [None, lanes])
+    for loop in (*rows, registers):
         sch.unroll(loop)
     sch.vectorize(lane)
-    return outer
 
 
-def _sum(sch: Any, dot: Any, cpu: Cpu) -> None:
-    """Order the loops of the sum inside a tile: those of the reduction outside, the registers inside."""
-    from .cpu_dot import INTRINSICS
-
-    variables, written = sch.get(dot).iter_vars, sch.get(dot).writes[0].source
-    loops = sch.get_loops(dot)[-len(variables) :]
-    sums = [loop for loop, each in zip(loops, variables, strict=True) if _is_sum(each)]
-    *registers, lane = loops[: -len(sums)]
-    coded = str(written.ty.dtype.dtype) == "int32"
-    quad = [sums.pop()] if coded else []
-    sch.reorder(*sums, *registers, lane, *quad)
+def _start(sch: Any, block: Any, sum_: Any, inside: list[Any]) -> Any:
+    """Let the sums of a tile begin before the loop ``sum_``; inside: the loops of the tile. Returns: what does it."""
+    *registers, _ = inside
     for loop in registers:
         sch.unroll(loop)
-    if not coded:
-        sch.vectorize(lane)
-    start = sch.decompose_reduction(dot, sums[0])
-    *again, first = sch.get_loops(start)[-len(registers) - 1 :]
+    start = sch.decompose_reduction(block, sum_)
+    *again, lane = sch.get_loops(start)[-len(inside) :]
     for loop in again:
         sch.unroll(loop)
-    sch.vectorize(first)
-    if coded:
-        sch.tensorize(lane, INTRINSICS[int(written.ty.shape[-1])])
-    sch.set_scope(start, 0, "local")
+    sch.vectorize(lane)
+    return start
+
+
+def _sums(sch: Any, block: Any) -> list[Any]:
+    """Give the loops over what is added up."""
+    return [loop for loop, each in zip(sch.get_loops(block), sch.get(block).iter_vars, strict=True) if _is_sum(each)]
 
 
 def _is_sum(variable: Any) -> bool:
@@ -150,21 +178,18 @@ def _is_sum(variable: Any) -> bool:
 def _taps(sch: Any, cpu: Cpu, tile: Tile | None) -> Any:
     """Sums of taps: every tap of a register of channels is unrolled, for several pixels of a row at once."""
     taps, last = _prepare(sch, "taps", cpu)
-    work = _work(sch, taps)
-    *front, channel = sch.get_loops(last)
-    panel, lane = sch.split(channel, [None, _lanes(sch, channel, cpu)])
-    outer = _tiled(sch, last, [*front, panel, lane], tile or tiles_for([*_extents(sch, front), 1], cpu)[0])
-    sch.compute_at(taps, outer[-1], preserve_unit_loops=True)
-    _share(sch, outer, work)
-    *_, y, x, lane, ry, rx = sch.get_loops(taps)
-    sch.reorder(ry, rx, y, x, lane)
-    for loop in (ry, rx, y, x):
+    work, sums = _work(sch, taps), _sums(sch, taps)
+    *front, channel = sch.get_loops(taps)[: -len(sums)]
+    lanes = _lanes(sch, channel, cpu)
+    panel, lane = sch.split(channel, [None, lanes])
+    outer, inner = _tiled(sch, [*front, panel], tile or tiles_for([*_extents(sch, front), 1], cpu)[0])
+    sch.reorder(*outer, *sums, *inner, lane)
+    for loop in sums:
         sch.unroll(loop)
+    _follow(sch, last, outer[-1], lanes)
+    _share(sch, outer, work)
     sch.vectorize(lane)
-    *_, y, x, lane = sch.get_loops(start := sch.decompose_reduction(taps, ry))
-    sch.unroll(y)
-    sch.unroll(x)
-    sch.vectorize(lane)
+    start = _start(sch, taps, sums[0], [*inner, lane])
     sch.set_scope(start, 0, "local")
     return sch
 
@@ -175,11 +200,11 @@ def _lanes(sch: Any, loop: Any, cpu: Cpu, most: int = 1) -> int:
     return next((many for many in (most * cpu.lanes, cpu.lanes, cpu.lanes // 2, 4, 2) if size % many == 0), 1)
 
 
-def _work(sch: Any, block: Any) -> int:
-    return prod(int(variable.dom.extent) for variable in sch.get(block).iter_vars)
+def _work(sch: Any, block: Any) -> float:
+    return _total(variable.dom.extent for variable in sch.get(block).iter_vars)
 
 
-def _share(sch: Any, outer: list[Any], work: int) -> None:
+def _share(sch: Any, outer: list[Any], work: float) -> None:
     """Let threads share the outer loops where there is much to do."""
     if work >= _MUCH_TO_ADD:
         sch.parallel(sch.fuse(*outer[:-1]) if len(outer) > 2 else outer[0])
@@ -191,13 +216,25 @@ def _spread(sch: Any, block: Any, cpu: Cpu) -> None:
     if not loops:
         return
     *front, last = loops
-    total = prod(_extents(sch, loops))
+    total = _total(sch.get(loop).extent for loop in loops)
     if (lanes := _lanes(sch, last, cpu, 2)) > 2:
         between, lane = sch.split(last, [None, lanes])
         sch.vectorize(lane)
         front = [*front, between]
     if total >= _MUCH_TO_MOVE and front:
         sch.parallel(sch.fuse(*front[:-1]) if len(front) > 1 else front[0])
+
+
+def _by_blocks(sch: Any) -> Any:
+    """What a pixel is spread over lies in its own loops, so that no position has to be divided."""
+    [block] = _blocks(sch)
+    size = int(sch.get(block).annotations["block"])
+    *front, y, x = sch.get_loops(block)
+    rows, columns = sch.split(y, [None, size]), sch.split(x, [None, size])
+    sch.unroll(columns[1])
+    if _work(sch, block) >= _MUCH_TO_MOVE:
+        sch.parallel(sch.fuse(*front, rows[0]))
+    return sch
 
 
 def _plain(sch: Any, cpu: Cpu) -> Any:
@@ -219,8 +256,7 @@ def _plain(sch: Any, cpu: Cpu) -> Any:
 def _reduce(sch: Any, block: Any, cpu: Cpu) -> None:
     """Sum up beside each other what lies beside each other."""
     loops = sch.get_loops(block)
-    variables = sch.get(block).iter_vars
-    sums = [loop for loop, each in zip(loops, variables, strict=True) if _is_sum(each)]
+    variables, sums = sch.get(block).iter_vars, _sums(sch, block)
     kept = [loop for loop, each in zip(loops, variables, strict=True) if not _is_sum(each)]
     if not kept:
         return

@@ -34,7 +34,7 @@ class Tile:
 
 def tiles_for(shape: Sequence[int], cpu: Cpu) -> list[Tile]:
     """Give the tiles for sums of ``shape``, [.., rows, registers], the cheapest first."""
-    return sorted(_tiles(shape, cpu.registers), key=lambda tile: (tile.cost, -tile.columns, tile.rows))
+    return sorted(_tiles(shape, cpu.registers), key=lambda tile: (tile.cost, -tile.columns, max(tile.rows), tile.rows))
 
 
 def _tiles(shape: Sequence[int], registers: int) -> Iterator[Tile]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from .open_sizes import size
 from .stored import Keep, Lazy
 
 #: From channels second to channels last, and back.
@@ -32,9 +34,9 @@ class Laid(Lazy):
         return str(self.expr.ty.dtype.dtype) if self.scale is None else "float32"
 
     @property
-    def shape(self) -> list[int]:
-        """The shape, as the tensor lies."""
-        return [int(d) for d in self.expr.ty.shape]
+    def shape(self) -> list[Any]:
+        """The shape, as the tensor lies; a dimension that is open as TVM has it."""
+        return [size(d) for d in self.expr.ty.shape]
 
     def tensor(self, bb: Any, keep: Keep) -> Any:
         """See ``Lazy``."""
@@ -61,6 +63,31 @@ class Laid(Lazy):
 
 
 @dataclass(frozen=True)
+class Joined(Lazy):
+    """Images side by side along their channels, for as long as nobody reads them: each is quantized on its own."""
+
+    parts: tuple[Laid, ...]
+
+    @property
+    def dtype(self) -> str:
+        """See ``Lazy``."""
+        return self.parts[0].dtype
+
+    def tensor(self, bb: Any, keep: Keep) -> Any:
+        """See ``Lazy``."""
+        return joined(bb, [replace(part, expr=part.values(bb), scale=None) for part in self.parts]).tensor(bb, keep)
+
+
+def joined(bb: Any, parts: Sequence[Laid]) -> Laid:
+    """Put images side by side as they lie: with channels last where all have them so."""
+    from tvm import relax
+
+    last = all(part.last for part in parts)
+    exprs = [part.expr if last else part.second(bb).expr for part in parts]
+    return replace(parts[0], expr=bb.emit(relax.op.concat(exprs, 3 if last else 1)), last=last)
+
+
+@dataclass(frozen=True)
 class Known(Lazy):
     """A tensor that is known beforehand."""
 
@@ -82,8 +109,9 @@ def moved(bb: Any, expr: Any, order: list[int]) -> Any:
     """Transpose; where at most one of the moved axes has a size, no number moves."""
     from tvm import relax
 
-    shape = [int(d) for d in expr.ty.shape]
-    sized = [axis for axis in order if shape[axis] > 1]
+    shape = [size(d) for d in expr.ty.shape]
+    known = all(isinstance(d, int) for d in shape)
+    sized = [axis for axis in order if not known or shape[axis] > 1]
     if sized == sorted(sized):
         return bb.emit(relax.op.reshape(expr, [shape[axis] for axis in order]))
     return bb.emit(relax.op.permute_dims(expr, order))

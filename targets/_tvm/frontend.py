@@ -46,9 +46,9 @@ def dynamic(model: Model) -> list[str]:
     return found
 
 
-def problems(model: Model, table: Table = converters.OWN) -> tuple[str, ...]:
-    """Name every op and input that cannot be imported: sorted, all at once."""
-    found = dynamic(model) or _Import(model, table).run()[1]
+def problems(model: Model, table: Table = converters.OWN, *, any_size: bool = False) -> tuple[str, ...]:
+    """Name every op and input that cannot be imported: sorted, all at once; any_size: inputs may be open."""
+    found = (not any_size and dynamic(model)) or _Import(model, table).run()[1]
     return tuple(sorted(set(found)))
 
 
@@ -117,6 +117,7 @@ class _Import:
     parameters: list[Any] = field(default_factory=list)
     kept: dict[str, Any] = field(default_factory=dict)
     found: list[str] = field(default_factory=list)
+    sizes: dict[str, Any] = field(default_factory=dict)
 
     def run(self) -> tuple[Imported | None, list[str]]:
         from tvm import relax
@@ -136,7 +137,7 @@ class _Import:
         if self.found:
             return None, self.found
         outputs = [
-            Port(v.name or "", str(r.ty.dtype.dtype), tuple(int(d) for d in r.ty.shape))
+            Port(v.name or "", str(r.ty.dtype.dtype), tuple(map(_dim, r.ty.shape)))
             for v, r in zip(graph.outputs, results, strict=True)
         ]
         return Imported(bb.get(), tuple(map(self._port, entries)), tuple(outputs), self.weights), []
@@ -156,8 +157,17 @@ class _Import:
         from tvm import relax
 
         port = self._port(value)
-        self.values[value] = relax.Var(f"input_{len(self.values)}", relax.TensorType(port.shape, port.dtype))
+        shape = [self._size(dim) for dim in port.shape or ()]
+        self.values[value] = relax.Var(f"input_{len(self.values)}", relax.TensorType(shape, port.dtype))
         return self.values[value]
+
+    def _size(self, dim: int | str) -> Any:
+        """Give a dimension as Relax has it: one variable for each symbol."""
+        from tvm import tirx
+
+        if isinstance(dim, str) and dim not in self.sizes:
+            self.sizes[dim] = tirx.Var(dim, "int64")
+        return self.sizes[dim] if isinstance(dim, str) else dim
 
     def _keep(self, array: np.ndarray) -> Any:
         """Make ``array`` a parameter: a constant would be widened when constants are folded."""
@@ -187,6 +197,9 @@ class _Import:
             return
         if any(v is not None and v not in self.values and v.const_value is None for v in node.inputs):
             return  # what it reads could not be imported, and was named
+        if misfit := _misfit(node):
+            self._refuse(node, f"{what} at {name_of(node)}: {misfit}")
+            return
         scope = Scope(node, self._read, bb, self.model.opset, self._keep)
         try:
             results = convert(scope)
@@ -209,6 +222,31 @@ class _Import:
                 self.values[value] = relax.Var("missing", type_)
 
 
+#: Ops to which a number that was clipped is another; elsewhere it stands for no limit, or for no index at all.
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div", "Mod", "Pow"}
+
+
+def _misfit(node: ir.Node) -> str:
+    """Say what no kernel could hold of what ``node`` reads and gives."""
+    if node.op_type in _ARITHMETIC and any(map(_is_wide, node.inputs)):
+        return "integers that do not fit 32 bits"
+    held = (
+        *node.outputs,
+        *(node.inputs if node.op_type == "Concat" else ()),
+    )  # elsewhere it says that nothing is given
+    is_empty = any(v is not None and v.shape is not None and 0 in v.shape.dims for v in held)
+    return "a tensor of no elements" if is_empty else ""
+
+
+def _is_wide(value: ir.Value | None) -> bool:
+    """Whether this is a constant that ``narrow`` would have to clip."""
+    stored = value.const_value if value is not None else None
+    if stored is None or stored.dtype not in (ir.DataType.INT64, ir.DataType.UINT64):
+        return False
+    array = stored.numpy()
+    return not np.array_equal(narrow(array), array)
+
+
 def inside(dtype: str) -> str:
     """Give the dtype that a port has inside: no kernel computes with 64-bit integers."""
     return {"int64": "int32", "uint64": "uint32"}.get(dtype, dtype)
@@ -221,6 +259,12 @@ def _narrowed(bb: Any, result: Any) -> Any:
     if isinstance(getattr(result, "ty", None), relax.TensorType) and str(result.ty.dtype.dtype) == "int64":
         return bb.emit(relax.op.astype(result, "int32"))
     return bb.emit(result) if isinstance(getattr(result, "ty", None), relax.TensorType) else result
+
+
+def _dim(found: Any) -> int | str:
+    from tvm import tirx
+
+    return int(found) if isinstance(found, (int, tirx.IntImm)) else str(found)
 
 
 def tensor_key(array: np.ndarray) -> str:

@@ -15,6 +15,7 @@ from . import frontend, schedules
 from .cpu_arch import Cpu
 from .gpu import Gpu
 from .records import kernels_of
+from .traces import replay
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ def lower(model: Model, gpu: Gpu, measured: Mapping[str, Any] = MappingProxyType
 
     imported, module = fused(model, gpu)
     tuned = {key: measured[key] for key in kernels_of(module).keys() & measured.keys()} if measured else {}
+    module, tuned = replay(module, tuned)
     with gpu.target(), tvm.transform.PassContext(opt_level=3):
         module, constants = detach(module, len(imported.weights))
         module = schedules.schedule(module, gpu, tuned)

@@ -48,17 +48,35 @@ class Records(Generic[Choice]):
     def read(self) -> dict[str, Choice]:
         """Give choices by workload; a damaged file is as good as none."""
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            return {key: self.spelt(each) for key, each in found.items()}
+            return {key: self.spelt(each) for key, each in self._file()["fastest"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def tried(self) -> dict[str, int]:
+        """Give by workload how many schedules of MetaSchedule's have been tried."""
+        try:
+            return {key: int(each) for key, each in self._file()["tried"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def add(self, workload: str, choice: Any) -> None:
-        """Keep one more, whole or not at all."""
-        known = {key: asdict(each) for key, each in (self.read() | {workload: choice}).items()}
+        """Keep one more choice, whole or not at all."""
+        self._write(self.read() | {workload: choice}, self.tried())
+
+    def add_tried(self, workload: str, many: int) -> None:
+        """Keep that so many more of MetaSchedule's schedules were tried."""
+        known = self.tried()
+        self._write(self.read(), known | {workload: known.get(workload, 0) + many})
+
+    def _file(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
+        return found
+
+    def _write(self, fastest: Mapping[str, Any], tried: Mapping[str, int]) -> None:
+        text = {"fastest": {key: asdict(each) for key, each in fastest.items()}, "tried": dict(tried)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_suffix(f".{os.getpid()}.partial")
-        part.write_text(json.dumps(known, indent=1, sort_keys=True), encoding="utf-8")
+        part.write_text(json.dumps(text, indent=1, sort_keys=True), encoding="utf-8")
         part.replace(self.path)
 
 
@@ -73,12 +91,12 @@ class Search(Generic[Choice]):
     choices: Callable[[Any], Sequence[Choice]]
     timer: Callable[[Any, Choice], Timer]
 
-    def run(self, kernels: Mapping[str, Any], minutes: float, tell: Tell | None = None) -> int:
-        """Time every choice of every kernel, by workload, that has no record yet, until the minutes are over.
+    def run(self, kernels: Mapping[str, Any], until: float, tell: Tell | None = None) -> None:
+        """Time every choice of every kernel, by workload, that has no record yet, until the clock says ``until``.
 
-        Returns: how many kernels have a record now. What was found before an interruption is kept.
+        What was found before an interruption is kept.
         """
-        until, known = time.monotonic() + 60 * minutes, self.kept.read()
+        known = self.kept.read()
         waiting = [key for key in kernels if key not in known]
         for number, key in enumerate(waiting):
             if tell:
@@ -89,7 +107,6 @@ class Search(Generic[Choice]):
                 self.kept.add(key, choice)
         if tell and waiting:
             tell("tune", len(waiting), len(waiting))
-        return len(self.kept.read().keys() & kernels.keys())
 
     def fastest(self, kernel: Any, until: float) -> Choice | None:
         """Time the choices of one kernel in turns; None where the time ran out before all had been built."""
@@ -106,13 +123,18 @@ class Search(Generic[Choice]):
 
 def fastest(timers: Mapping[Choice, Timer]) -> Choice:
     """Time every choice in turns. Returns: the fastest, or the first, where none is faster by more than runs differ."""
+    least = least_of(timers)
+    first, best = next(iter(least)), min(least, key=lambda choice: least[choice])
+    return best if least[best] * FASTER < least[first] else first
+
+
+def least_of(timers: Mapping[Choice, Timer]) -> dict[Choice, float]:
+    """Time every choice in turns. Returns: the least seconds that each took."""
     rounds: dict[Choice, list[float]] = {choice: [] for choice in timers}
     for _ in range(ROUNDS):
         for choice, timed in timers.items():
             rounds[choice].append(timed())
-    least = {choice: min(times) for choice, times in rounds.items()}
-    first, best = next(iter(least)), min(least, key=lambda choice: least[choice])
-    return best if least[best] * FASTER < least[first] else first
+    return {choice: min(times) for choice, times in rounds.items()}
 
 
 def workload(function: Any) -> str:
@@ -128,3 +150,32 @@ def kernels_of(module: Any) -> dict[str, Any]:
 
     functions = [each for each in module.functions.values() if isinstance(each, tirx.PrimFunc)]
     return {workload(each): each for each in functions}
+
+
+@dataclass
+class Called:
+    """A kernel of a model: its name in the module, and how often a run calls what computes the same."""
+
+    name: str
+    times: int = 0
+
+
+def calls_of(module: Any) -> dict[str, Called]:
+    """Give what ``main`` calls, by workload."""
+    import tvm
+    from tvm import relax, tirx
+
+    keys = {
+        variable.name_hint: workload(function)
+        for variable, function in module.functions.items()
+        if isinstance(function, tirx.PrimFunc)
+    }
+    found: dict[str, Called] = {}
+
+    def visit(expression: Any) -> None:
+        callee = expression.args[0] if isinstance(expression, relax.Call) and expression.args else None
+        if isinstance(callee, tvm.ir.GlobalVar) and (key := keys.get(callee.name_hint)):
+            found.setdefault(key, Called(callee.name_hint)).times += 1
+
+    relax.analysis.post_order_visit(module["main"].body, visit)
+    return found

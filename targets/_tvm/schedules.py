@@ -8,6 +8,7 @@ from typing import Any
 from . import matvec_rule, product_rule, window_rule
 from .gpu import Gpu
 from .records import workload
+from .traces import is_scheduled
 
 
 def schedule(module: Any, gpu: Gpu, measured: Mapping[str, Any]) -> Any:
@@ -17,7 +18,7 @@ def schedule(module: Any, gpu: Gpu, measured: Mapping[str, Any]) -> Any:
 
     module = module.clone()
     for variable, function in list(module.functions.items()):
-        if not isinstance(function, tirx.PrimFunc):
+        if not isinstance(function, tirx.PrimFunc) or is_scheduled(function):
             continue
         choice = measured.get(workload(function)) if measured else None
         for rule in (matvec_rule.schedule, product_rule.schedule, window_rule.schedule):

@@ -20,20 +20,21 @@ def batch(model: Model) -> str | None:
     return None if any(symbol in (port.shape or ())[1:] for port in ports) else symbol
 
 
-def fixed(model: Model, rows: int = 1) -> tuple[Model, bool]:
-    """Give ``model`` with its batch, where it has one, fixed at ``rows``. Returns: the model, and whether it was."""
-    from polycast.reading.dims import fix_dims
+def fixed(model: Model, rows: int = 1, *, others_open: bool = False) -> tuple[Model, bool]:
+    """Give ``model`` with its batch, where it has one, fixed at ``rows``. Returns: the model, and whether it was.
+
+    others_open: whether it may be where other dimensions are open.
+    """
+    from polycast.reading.dims import fix_symbols
 
     symbol = batch(model)
     if symbol is None:
         return model, False
-    shapes = {
-        port.name: tuple(rows if dim == symbol else dim for dim in port.shape or ()) for port in model.signature.inputs
-    }
-    if any(not isinstance(dim, int) for shape in shapes.values() for dim in shape):
+    others = {dim for port in model.signature.inputs for dim in port.shape or ()} - {symbol}
+    if not others_open and any(not isinstance(dim, int) for dim in others):
         return model, False
     draft = model.draft()
-    fix_dims(draft, shapes)
+    fix_symbols(draft, {symbol: rows})
     return replace(model, graph=draft), True
 
 

@@ -34,12 +34,14 @@ def test_records_of_one_chip_are_not_those_of_another() -> None:
     assert records_of(Cpu("avx512"), "chip A").read() == {}
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"k": 1}', '{"k": {"rows": 1}}'])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"fastest": {"k": 1}, "tried": 1}', '{"fastest": {"k": {"rows": 1}}}']
+)
 def test_a_damaged_file_is_as_good_as_none(text: str) -> None:
     records = records_of(Cpu("avx2"), "chip")
     records.path.parent.mkdir(parents=True)
     records.path.write_text(text)
-    assert records.read() == {}
+    assert records.read() == {} and records.tried() == {}
 
 
 @pytest.mark.parametrize("cpu", [Cpu("vnni"), Cpu("avx2"), Cpu("generic")], ids=lambda cpu: cpu.arch)
@@ -80,20 +82,21 @@ def test_the_records_that_a_build_is_made_with_are_named(tmp_path: Path) -> None
 def test_no_time_measures_nothing(tmp_path: Path) -> None:
     model, _ = static.fixed(load(conv_net(tmp_path / "m.onnx")))
     assert cpu_tuning.tune(model, this_cpu(), 0.0) == 0
-    assert cpu_tuning.known_tiles(this_cpu()) == {}
+    assert cpu_tuning.known(this_cpu()) == {}
 
 
 @pytest.mark.slow
 def test_what_was_measured_once_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, told = conv_net(tmp_path / "m.onnx"), []
+    monkeypatch.setattr(cpu_tuning, "deepen", lambda *_: [])
     polycast.compile(source, "cpu@tvm", tune=2.0, out=tmp_path / "a", progress=lambda *line: told.append(line))
     assert any(what == "tune" for what, *_ in told)
-    known = cpu_tuning.known_tiles(this_cpu())
+    known = cpu_tuning.known(this_cpu())
     assert known
     monkeypatch.setattr(Search, "fastest", lambda *_: pytest.fail("measured again"))
     [build] = polycast.compile(source, "cpu@tvm", tune=2.0, out=tmp_path / "b")
     assert build.manifest["runtime"]["tuned"]["kernels"] == len(known)
-    assert cpu_tuning.known_tiles(this_cpu()) == known
+    assert cpu_tuning.known(this_cpu()) == known
 
 
 def test_what_cannot_be_tuned_is_refused_with_the_reason(tmp_path: Path) -> None:

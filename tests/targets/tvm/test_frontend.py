@@ -56,7 +56,7 @@ RNG = np.random.default_rng(0)
 
 
 def normal(*shape: int) -> np.ndarray:
-    return RNG.standard_normal(shape).astype(np.float32)
+    return np.asarray(RNG.standard_normal(shape), np.float32)
 
 
 @pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
@@ -140,6 +140,37 @@ def test_every_problem_is_named_at_once() -> None:
     proto.opset_import.append(helper.make_opsetid("odd", 1))
     found = frontend.problems(Model("g", ir.from_proto(proto), Origin("g.onnx", "")))
     assert found == ("ai.onnx.Det (opset 23)", "odd.Alpha (opset 1)", "odd.Zeta (opset 1)")
+
+
+def test_what_no_kernel_could_hold_is_a_problem() -> None:
+    feeds = {"i": np.array([1, 2]), "x": normal(2, 3)}
+    nodes = [
+        helper.make_node("Mul", ["i", "big"], ["j"], name="scale"),
+        helper.make_node("Slice", ["x", "to", "to"], ["none"], name="cut"),
+        helper.make_node("Slice", ["x", "to", "big"], ["all"]),
+    ]
+    weights = {"big": np.array([10**10]), "to": np.array([1])}
+    proto = onnx.shape_inference.infer_shapes(model_of(nodes, feeds, ["j", "none", "all"], **weights), data_prop=True)
+    found = frontend.problems(Model("g", ir.from_proto(proto), Origin("g.onnx", "")))
+    assert found == (
+        "ai.onnx.Mul at scale: integers that do not fit 32 bits",
+        "ai.onnx.Slice at cut: a tensor of no elements",
+    )
+
+
+def test_a_number_stays_one_beside_a_constant() -> None:
+    feeds = {"x": normal()}
+    hold(model_of([helper.make_node("Add", ["x", "c"], ["y"])], feeds, ["y"], c=normal()), feeds)
+
+
+@pytest.mark.parametrize("exponent", [2.0, 3.0, 4.0])
+def test_a_whole_power_of_a_negative_number_calls_no_library(exponent: float) -> None:
+    feeds = {"x": normal(3, 5)}
+    proto = model_of([helper.make_node("Pow", ["x", "e"], ["y"])], feeds, ["y"], e=np.float32(exponent))
+    hold(proto, feeds, terms=4)
+    typed = onnx.shape_inference.infer_shapes(proto)
+    imported = frontend.load(Model("g", ir.from_proto(typed), Origin("g.onnx", "")))
+    assert "power" not in imported.module.script()
 
 
 def test_dimension_that_is_not_fixed_says_what_fixes_it() -> None:

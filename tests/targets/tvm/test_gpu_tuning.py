@@ -17,6 +17,7 @@ from polycast.targets import find
 from polycast.targets._tvm import gpu_tuning, lowering, nvcc, static
 from polycast.targets._tvm.matvec_tiles import Rows
 from polycast.targets._tvm.tiles import Tile
+from polycast.targets._tvm.traces import Trace
 from polycast.targets.cuda import Cuda
 
 GPU = Cuda(arch="sm_90").gpu
@@ -40,7 +41,7 @@ def test_the_chip_is_named_where_it_is_of_the_architecture(monkeypatch: pytest.M
 
 
 def test_records_of_one_chip_are_not_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = {"a": Tile(16, 64, 64, 1, 4, tensor=True), "b": Rows(32, 2, 4)}
+    found = {"a": Tile(16, 64, 64, 1, 4, tensor=True), "b": Rows(32, 2, 4), "c": Trace("[]")}
     for key, choice in found.items():
         gpu_tuning.records_of(GPU, "NVIDIA H200").add(key, choice)
     here(monkeypatch, "NVIDIA H200, 9.0")
@@ -62,7 +63,8 @@ def test_what_is_measured_as_the_fastest_is_what_builds_are_made_with(
         seconds = 1.0 / len(tried)
         return lambda: seconds
 
-    monkeypatch.setattr(gpu_tuning, "_timer", timer)
+    monkeypatch.setattr(gpu_tuning, "timer", timer)
+    monkeypatch.setattr(gpu_tuning, "deepen", lambda *_: [])
     count = gpu_tuning.tune(model, GPU, 1.0)
     assert count and {type(each) for each in tried} == {Rows if rows == 1 else Tile}
     known = gpu_tuning.known(GPU)
