@@ -93,7 +93,7 @@ def compile(
     from .compile import compile as run
     from .show import print_compiled
 
-    with _progress("calibrate" if max_memory else "") as progress:
+    with _progress("tuned", *(["calibrate"] if max_memory else [])) as progress:
         builds = run(
             model,
             target,
@@ -209,7 +209,7 @@ def sweep(
     from .sweep import FILES
     from .sweep import sweep as run
 
-    with _progress("calibrate" if max_memory else "") as progress:
+    with _progress(*(["calibrate"] if max_memory else [])) as progress:
         report = run(
             model,
             target,
@@ -380,10 +380,10 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _progress(aloud: str = "") -> Progress:
+def _progress(*aloud: str) -> Progress:
     from .progress import Progress
 
-    return Progress(aloud)
+    return Progress(*aloud)
 
 
 def _print_json(table: Any) -> None:

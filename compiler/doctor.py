@@ -8,28 +8,44 @@ from typing import Any
 
 from polycast import targets
 
-from .targetbase import Target
+from .targetbase import Probe, Target
 
 #: Columns of text that is not for a terminal, which has no width.
 _WIDE = 10_000
 
 
 def examine() -> list[dict[str, Any]]:
-    """Probe every target with every runtime that it has.
+    """Probe every target with every runtime that it has, and each of its chips that is another case here.
 
     Returns: a row each, with ``target`` as a user spells it, ``runtime``, ``arches``, ``precisions``, ``declined``
     with the reason of each, ``features``, ``hardware``, ``evidence``, and the answers ``build`` and ``run``, each
     ``yes``, ``reason`` and ``mend``.
     """
-    return [_row(kind(runtime=runtime)) for kind in targets.catalogue().values() for runtime in kind.runtimes]
+    kinds = ((kind, runtime) for kind in targets.catalogue().values() for runtime in kind.runtimes)
+    return [_row(target, probe) for kind, runtime in kinds for target, probe in _cases(kind, runtime)]
 
 
-def _row(target: Target) -> dict[str, Any]:
-    probe = target.probe()
+def _cases(kind: type[Target], runtime: str) -> Iterator[tuple[Target, Probe]]:
+    """Yield the target as it is without a chip, and with each of which anything else can be built or run here."""
+    plain = kind(runtime=runtime)
+    usual = plain.probe()
+    yield plain, usual
+    for arch in kind.arches:
+        target = kind(arch=arch, runtime=runtime)
+        probe = target.probe()
+        if _gist(probe) != _gist(usual):
+            yield target, probe
+
+
+def _gist(probe: Probe) -> tuple[object, ...]:
+    return probe.build.yes, probe.run.yes, probe.evidence
+
+
+def _row(target: Target, probe: Probe) -> dict[str, Any]:
     return {
         "target": str(target),
         "runtime": target.executor,
-        "arches": list(target.arches),
+        "arches": [] if target.arch else list(target.arches),
         "precisions": list(target.precisions),
         "declined": dict(target.declined),
         "features": sorted(target.features),

@@ -21,7 +21,7 @@ class Fallback:
     """What of one model runs on the CPU, where its target is another device.
 
     nodes: how many, of ``of``. share: of the multiply-accumulates, 0 to 1. ops: by op type, the share that its nodes
-    do. reasons: op type -> why, with the name of a node.
+    do. reasons: op type -> why, with the name of a node. left: every one of them by name -> why.
     """
 
     nodes: int
@@ -29,6 +29,7 @@ class Fallback:
     share: float
     ops: Mapping[str, float]
     reasons: Mapping[str, str]
+    left: Mapping[str, str]
 
     @classmethod
     def of_model(cls, target: Target, model: Model, shapes: Mapping[str, tuple[int, ...]]) -> Fallback | None:
@@ -50,9 +51,8 @@ class Fallback:
             by_op[op_types[name]] += macs[name]
         ops = {op: round(count / total, 6) if total else 0.0 for op, count in sorted(by_op.items())}
         reasons = {op_types[name]: f"{name}: {reason}" for name, reason in reversed(list(left.items()))}
-        return cls(
-            len(left), len(nodes), sum(by_op.values()) / total if total else 0.0, ops, dict(sorted(reasons.items()))
-        )
+        share = sum(by_op.values()) / total if total else 0.0
+        return cls(len(left), len(nodes), share, ops, dict(sorted(reasons.items())), dict(left))
 
     def to_json(self) -> dict[str, Any]:
         """Spell for a manifest."""
@@ -62,6 +62,7 @@ class Fallback:
             "macs": round(self.share, 6),
             "ops": dict(self.ops),
             "reasons": dict(self.reasons),
+            "left": dict(self.left),
         }
 
     def hold(self, most: float, target: Target) -> None:

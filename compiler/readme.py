@@ -28,6 +28,8 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
             lines.append(f"| {kind[:-1]} | `{port['name']}` | {port['dtype']} | {shape} |")
     if "bytes" in (planned := manifest.get("activations", {})):
         lines += ["", "## What it takes", "", _takes(planned, manifest)]
+    if "fallback" in manifest:
+        lines += ["", "## What is left to the CPU", "", *_left(manifest["fallback"])]
     lines += ["", "## What it is", "", "| pass | sites | skipped |", "|---|---|---|"]
     lines += [f"| `{s['pass']}` | {s['sites']} | {len(s['skips'])} |" for s in manifest["steps"]]
     lines += [
@@ -50,6 +52,14 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
     by = f"`{line.partition('   #')[0]}`" if (line := next(checks, "")) else "its page"
     lines += ["", f"`golden.npz` holds inputs and reference outputs; {by} checks them on the device.", ""]
     return "\n".join(lines)
+
+
+def _left(fallback: Mapping[str, Any]) -> list[str]:
+    of, taken = fallback["of"], fallback["of"] - fallback["nodes"]
+    lines = [f"{taken} of {of} nodes run where the build is for, and {fallback['macs']:.1%} of the MACs do not."]
+    if rows := [f"| `{name}` | {why} |" for name, why in fallback["left"].items()]:
+        lines += ["", "| left | why |", "|---|---|", *rows]
+    return lines
 
 
 def _takes(planned: Mapping[str, Any], manifest: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from polycast.evaluating.evaluation import Evaluation, Subject
+from polycast.evaluating.on_device import with_device
 from polycast.evaluating.refused import Refused
 from polycast.evaluating.scoring import Difference
 from polycast.rendering.agreement import agreement_sheet
@@ -51,6 +52,8 @@ class Report:
     def read(cls, paths: Sequence[str | Path]) -> Report:
         """Read JSON files (an evaluation, a list of them, or a report) and folders of builds and such files.
 
+        What a device found of a build lies beside it, and is told with it.
+
         Raises: InputError where there is nothing to read, or a named file is no evaluation.
         """
         found, builds = cls(()), []
@@ -69,6 +72,9 @@ class Report:
                 found = found.joined(_in_file(path, named=True))
         known = {str(Path(e.build.path).resolve()) for e in found.evaluations}
         found = found.joined(cls(tuple(unevaluated(b) for b in builds if str(b.path.resolve()) not in known)))
+        there = found._builds(found.evaluations)
+        on_devices = (with_device(e, there[e.build.name]) if e.build.name in there else e for e in found.evaluations)
+        found = replace(found, evaluations=tuple(on_devices))
         if not found.evaluations and not found.refused:
             raise InputError(
                 f"no builds and no evaluations in {', '.join(map(str, paths))}",

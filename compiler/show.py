@@ -119,7 +119,8 @@ def print_compiled(builds: Sequence[Build], table: gate.Table | None = None) -> 
             click.echo(f"  samples    {line}")
         if auto := build.manifest.get("auto"):
             passed_over = "".join(f"; {precision}: {reason}" for precision, reason in auto["passed_over"].items())
-            click.echo(f"  auto       {auto['chosen']}{passed_over}")
+            on = f", measured on {auto['on']}" if "on" in auto else ""
+            click.echo(f"  auto       {auto['chosen']}{on}{passed_over}")
     if table:
         click.echo(f"\n{table.text()}")
 

@@ -6,7 +6,7 @@ import pytest
 
 from polycast.cli import main
 from polycast.doctor import examine, render
-from polycast.targets import catalogue, find
+from polycast.targets import _aarch64, catalogue, find
 
 LINES = {
     "target": "cuda:sm_90@onnxruntime",
@@ -24,13 +24,26 @@ LINES = {
 
 def test_every_target_is_examined_with_every_runtime():
     rows = examine()
-    assert [row["target"] for row in rows] == [
+    assert [row["target"] for row in rows if not find(row["target"]).arch] == [
         str(kind(runtime=runtime)) for kind in catalogue().values() for runtime in kind.runtimes
     ]
     for row in rows:
         assert find(row["target"]).executor == row["runtime"]
         assert row["precisions"]
         assert set(row["build"]) == set(row["run"]) == {"yes", "reason", "mend"}
+
+
+@pytest.mark.skipif(_aarch64.is_here(), reason="this machine is a 64-bit ARM itself")
+def test_a_chip_that_is_another_case_here_has_a_row_of_its_own(monkeypatch):
+    monkeypatch.setenv("POLYCAST_CACHE", "/nowhere")
+    monkeypatch.setattr("polycast.environments.sysroot.shutil.which", lambda *_, **__: "/usr/bin/true")
+    rows = {row["target"]: row for row in examine()}
+    for runtime in ("", "@tvm", "@litert"):
+        arm, here = rows[f"cpu:aarch64{runtime}"], rows[f"cpu{runtime}"]
+        assert (here["evidence"], arm["evidence"]) == ("device", "emulated")
+        assert arm["run"]["mend"] == "polycast setup cpu:aarch64"
+    assert "cuda:sm_90" not in rows, "a chip that is no other case is listed with the others"
+    assert rows["android:armv7@tvm"]["build"]["yes"] is False
 
 
 def test_what_cannot_be_done_has_its_reason_and_what_mends_it():

@@ -58,6 +58,9 @@ def test_what_falls_back_is_in_the_manifest_and_printed(tmp_path, monkeypatch, c
     conv_net(Path("m.onnx"))
     assert main(["compile", "m.onnx", "--passes", "clean", "-o", "out"]) == 0
     assert "fallback   2 of 6 nodes on the CPU, 0.3% of the MACs: Gemm, Relu" in capsys.readouterr().out
+    readme = Path("out/cpu-custom/README.md").read_text()
+    assert "4 of 6 nodes run where the build is for, and 0.3% of the MACs do not." in readme
+    assert "| `gemm` | no such kernel |\n| `relu` | too small |\n" in readme
     manifest = json.loads(Path("out/cpu-custom/manifest.json").read_text())
     assert manifest["fallback"]["nodes"] == 2
     assert main(["compile", "m.onnx", "--passes", "clean", "-o", "no", "--max-cpu-share", "0.1"]) == 1

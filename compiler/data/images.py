@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -62,6 +62,11 @@ class ImageSamples:
         """sha256 (hex) of the images, in order, and of how they become tensors."""
         facts = (self.kind, self._port.name, self._batch, self._preprocess)
         return files_digest((p.path for p in self._pictures), *facts)
+
+    @property
+    def prepared(self) -> dict[str, dict[str, Any]]:
+        """How images became the input, by its name; see ``Preprocess.facts``."""
+        return {self._port.name: self._preprocess.facts()}
 
     def __len__(self) -> int:
         return len(self._pictures) // self._batch

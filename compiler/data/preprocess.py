@@ -79,6 +79,13 @@ class Preprocess:
             scaled = np.rint(scaled).clip(limits.min, limits.max)
         return np.ascontiguousarray(scaled, dtype)
 
+    def facts(self) -> dict[str, Any]:
+        """Say it in pixels from 0 to 255, as an app does it: ``(pixel - mean) / std`` by channel, in which order."""
+        channels = _CHANNELS[self.color]
+        mean, std = (np.broadcast_to(each, channels) / self.scale for each in (self.mean, self.std))
+        facts = {"mean": mean.tolist(), "std": std.tolist(), "color": self.color, "layout": self.layout}
+        return facts if np.dtype(self.dtype).kind == "f" else {}
+
     def _sized(self, image: Image.Image) -> Image.Image:
         from PIL.Image import Resampling
 

@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,7 +24,10 @@ _ANDROID = {
     "aarch64": "aarch64-linux-android24",
     "x86_64": "x86_64-linux-android24",
     "armv7l": "armv7a-linux-androideabi24",
+    "armv8l": "armv7a-linux-androideabi24",
 }
+#: 32-bit ARM, whose compiler is not called after what ``uname`` says of it.
+_LINUX = dict.fromkeys(("armv7l", "armv8l"), "arm-linux-gnueabihf")
 _NDK = ("ANDROID_NDK_HOME", "ANDROID_NDK_ROOT", "ANDROID_NDK")
 
 
@@ -68,6 +72,11 @@ def libraries(machine: str, runtime: str) -> list[Path]:
     return sorted({path.resolve() for root in roots for name in _LIBRARIES[runtime] for path in root.glob(name)})
 
 
+def version(runtime: str) -> str:
+    """Give the version of the wheels that ``libraries`` takes from."""
+    return metadata.version({"litert": "ai-edge-litert", "tvm": "apache-tvm"}.get(runtime, runtime))
+
+
 def _places(package: str) -> list[str]:
     found = find_spec(package)
     return list(found.submodule_search_locations or ()) if found else []
@@ -79,10 +88,11 @@ def _here() -> str:
 
 
 def _for_linux(machine: str) -> str:
-    names = ("g++", "clang++") if machine == _here() else (f"{machine}-linux-gnu-g++",)
+    system = _LINUX.get(machine, f"{machine}-linux-gnu")
+    names = ("g++", "clang++") if machine == _here() else (f"{system}-g++",)
     if found := next(filter(None, map(shutil.which, names)), None):
         return found
-    package = "g++" if machine == _here() else f"g++-{machine.replace('_', '-')}-linux-gnu"
+    package = "g++" if machine == _here() else f"g++-{system.replace('_', '-')}"
     raise ToolchainError(f"no compiler for {machine} is here to make the runner with", f"apt install {package}")
 
 

@@ -76,7 +76,8 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
     rows = []
     if auto := manifest.get("auto"):
         over = _reasons(auto.get("passed_over", {}))
-        rows.append(("auto", f"took <b>{escape(str(auto['chosen']))}</b>{over}"))
+        on = f", measured on {escape(auto['on'])}" if "on" in auto else ""
+        rows.append(("auto", f"took <b>{escape(str(auto['chosen']))}</b>{on}{over}"))
         if layers := auto.get("layers"):
             own = {str(row["layer"]): f"{row['way']}{row['why'] and ': '}{row['why']}" for row in layers}
             rows.append(("layer by layer", _reasons(own)))

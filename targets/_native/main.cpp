@@ -1234,11 +1234,23 @@ class OnnxRuntime : public Runtime {
   std::vector<Handle> values_, results_;
 };
 
+// What a library that does not tell its version is of: the name of its wheel's other folder, where it lies in a wheel.
+std::string wheel_version(const std::string& library) {
+  const std::string folder = library.substr(0, library.rfind('/')), beside = folder.substr(0, folder.rfind('/'));
+  const std::string start = folder.substr(folder.rfind('/') + 1) + "-", end = ".dist-info";
+  for (const std::string& name : names_in(beside))
+    if (name.size() > start.size() + end.size() && name.compare(0, start.size(), start) == 0 &&
+        name.compare(name.size() - end.size(), end.size(), end) == 0)
+      return name.substr(start.size(), name.size() - start.size() - end.size());
+  return "";
+}
+
 // LiteRT 2, through the C interface of libLiteRt. XNNPACK runs what it can.
 class LiteRt : public Runtime {
  public:
   LiteRt(const Build& build, const Options& options) : build_(build), lib_(Library::open("libLiteRt", options)) {
     library = lib_->path();
+    version = wheel_version(library);
     const EnvironmentOption only[] = {{kRegisterAccelerators, kInteger, kCpu}, {kLeastLogged, kInteger, kErrors}};
     environment_ = make("LiteRtDestroyEnvironment", "LiteRtCreateEnvironment", 2, &only[0]);
     const std::string path = build.file("model");

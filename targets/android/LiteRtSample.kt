@@ -1,9 +1,6 @@
 // Runs the golden samples of a build with LiteRT, and logs how near they come and how long a run takes.
 //
-// app/build.gradle.kts:
-//   android { defaultConfig { minSdk = 24 }; androidResources { noCompress += "tflite" } }
-//   dependencies { implementation("com.google.ai.edge.litert:litert:2.3.0") }
-// app/src/main/assets: model.tflite, manifest.json, golden.npz
+// LiteRt.gradle.kts beside this file says what app/build.gradle.kts needs. app/src/main/assets: model.tflite, manifest.json, golden.npz
 
 package polycast
 

@@ -1,9 +1,6 @@
 // Runs the golden samples of a build with onnxruntime, and logs how near they come and how long a run takes.
 //
-// app/build.gradle.kts:
-//   android { defaultConfig { minSdk = 24 }; androidResources { noCompress += "ort" } }
-//   dependencies { implementation("com.microsoft.onnxruntime:onnxruntime-android:1.27.0") }
-// app/src/main/assets: model.ort, manifest.json, golden.npz
+// OnnxRuntime.gradle.kts beside this file says what app/build.gradle.kts needs. app/src/main/assets: model.ort, manifest.json, golden.npz
 //
 // For an app that has no operator but those of this model, build onnxruntime with required_operators.config:
 //   build.py --android --minimal_build extended --include_ops_by_config required_operators.config

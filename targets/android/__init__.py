@@ -38,11 +38,11 @@ class Android(MobileTarget):
     folder = Path(__file__).parent
     samples: ClassVar[Mapping[str, Sample]] = {
         "litert": Sample(
-            ("LiteRtSample.kt", _GOLDEN),
+            ("LiteRtSample.kt", _GOLDEN, "LiteRt.gradle.kts"),
             'implementation("com.google.ai.edge.litert:litert:2.3.0")   // build.gradle.kts; minSdk 24',
         ),
         "onnxruntime": Sample(
-            ("OnnxRuntimeSample.kt", _GOLDEN),
+            ("OnnxRuntimeSample.kt", _GOLDEN, "OnnxRuntime.gradle.kts"),
             'implementation("com.microsoft.onnxruntime:onnxruntime-android:1.27.0")   // build.gradle.kts; minSdk 24',
         ),
         "tvm": Sample(("TvmSample.md",), "TVM's runtime, built with Android's NDK"),

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import native
@@ -20,6 +21,7 @@ import polycast
 from polycast.cli import main
 from polycast.devices.verify import verify_on
 from polycast.errors import InputError, ToolchainError
+from polycast.report import Report
 from polycast.verify import sealed
 
 
@@ -90,6 +92,12 @@ def test_a_board_with_python_runs_the_build_and_its_figures_are_kept_beside_it(b
     assert 0 <= found["golden"]["outputs"][0]["worst"] <= golden["tolerance"]
     assert 0 < found["latency_ms"]["min"] <= found["latency_ms"]["p50"] <= found["latency_ms"]["p99"]
     assert polycast.open_build(build).verify() == [], "nothing is written into the build"
+    [told_of] = Report.read([build.parent]).evaluations
+    assert (told_of.measurements["latency"].value, told_of.measurements["latency"].n) == (found["latency_ms"]["p50"], 5)
+    assert any(note.startswith("on board (Linux") and "golden met on" in note for note in told_of.notes)
+    found["manifest"] = "of a build that lay there before"
+    build.with_name(f"{build.name}.device.json").write_text(json.dumps(found))
+    assert "latency" not in Report.read([build.parent]).evaluations[0].measurements
     assert not list(board.glob("polycast.*")), "nothing is left on the board"
 
 
@@ -106,13 +114,18 @@ def test_a_golden_that_is_missed_is_status_1(board, build, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_board_without_the_runtime_runs_the_native_runner(board, build, request, monkeypatch):
+def test_a_board_without_the_runtime_runs_the_native_runner(board, build, request, tmp_path, monkeypatch):
     """The runner is compiled here for what the board says it is; the runtime's library travels with it."""
     runner = native.compiled(request.config, "g++", "-O1")
     found = verify_on(build, "board", runner=runner, runs=3)
     assert found["ok"]
     assert found["latency_ms"]["n"] == 3
     assert str(board) in found["runtime"]["library"], "it is the one that was sent"
+    [other] = polycast.compile(dense_net(tmp_path / "m.onnx"), "cpu@litert", out=tmp_path)
+    told = verify_on(other.path, "board", runner=runner, runs=1)["runtime"]
+    assert told["version"] == version("ai-edge-litert"), (
+        "its library does not tell it, and the wheel that it is of does"
+    )
     monkeypatch.setattr("polycast.devices.native.libraries", lambda machine, runtime: [])
     with pytest.raises(ToolchainError, match="no libonnxruntime") as caught:
         verify_on(build, "board", runner=runner)

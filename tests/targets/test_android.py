@@ -16,9 +16,13 @@ import pytest
 from models import conv_net
 
 import polycast
-from polycast.errors import ToolchainError
+from polycast.auto import Auto, Choice
+from polycast.errors import RecipeError, ToolchainError
+from polycast.guard import Guarded
+from polycast.recipe import Recipe
 from polycast.targets import _ort_format, find
 from polycast.targets._tvm import NEON, linking
+from polycast.targets._tvm.run_tvm import TvmSession
 from polycast.targets.android import Android
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits" / "digits.onnx"
@@ -42,6 +46,9 @@ def test_what_ran_was_a_stand_in_and_only_the_model_is_deployed(builds, runtime)
     assert build.bytes == (build.path / model).stat().st_size
     assert (build.path / "native" / "main.cpp").is_file()
     assert "evidence: emulated" in (build.path / "README.md").read_text()
+    if runtime == "litert":
+        xnnpack = build.manifest["runtime"]["kernels"]["xnnpack"]
+        assert 0 < xnnpack["takes"] == xnnpack["of"] - sum(xnnpack["left"].values())
 
 
 @pytest.mark.parametrize("runtime", Android.runtimes)
@@ -49,8 +56,27 @@ def test_the_sample_the_readme_and_the_manifest_name_one_version(runtime):
     sample = Android.samples[runtime]
     texts = [(Android.folder / name).read_text() for name in sample.files]
     for package, version in re.findall(r"(com\.[\w.:-]+):([\d.]+)", sample.dependency):
-        assert f"{package}:{version}" in texts[0]
+        assert f'implementation("{package}:{version}")' in texts[-1] and sample.files[-1] in texts[0]
     assert "golden" in texts[0].lower() or "verify" in texts[0]
+
+
+def test_what_is_best_is_chosen_by_the_same_files_on_this_machine(tmp_path, monkeypatch):
+    """A file for LiteRT is the same on every CPU; a library or a model.ort is not, and no time here is a phone's."""
+    asked = []
+
+    def choose(auto: Auto) -> Choice:
+        asked.append(str(auto.target))
+        return Choice(Guarded(Recipe.of(auto.target, "fp16-weights")), {"fp32": "it is larger"})
+
+    monkeypatch.setattr(Auto, "choose", choose)
+    [build] = polycast.compile(EXAMPLE, "android", "auto", max_size="40kB", out=tmp_path)
+    assert asked == ["cpu@litert"]
+    assert (build.target, build.manifest["evidence"]) == ("android", "emulated")
+    assert build.manifest["auto"]["chosen"] == "fp16-weights"
+    assert build.manifest["auto"]["on"].startswith("cpu@litert, ")
+    for target, limits in (("android@onnxruntime", {}), ("android", {"max_latency": 5})):
+        with pytest.raises(RecipeError, match="cannot be measured here"):
+            polycast.compile(EXAMPLE, target, "auto", out=tmp_path, **limits)
 
 
 def session(path: Path):
@@ -132,6 +158,16 @@ def test_32_bit_arm_is_for_the_other_runtimes():
     assert not answer.yes
     assert "NDK" in answer.reason
     assert all(find("android:armv7", runtime).probe().build.yes for runtime in RUNTIMES)
+
+
+@pytest.mark.parametrize("spelled", ["armv7l", "armv8l", "x86_64"])
+def test_32_bit_arm_is_known_by_what_its_systems_call_it(tmp_path, monkeypatch, spelled):
+    """A library is refused where it is for another machine, and then where it needs what no CPU has."""
+    (tmp_path / "manifest.json").write_text('{"runtime": {"machine": "armv7a", "instructions": ["telepathy"]}}')
+    monkeypatch.setattr("platform.machine", lambda: spelled)
+    reason = "machine code for armv7a, and this machine is x86_64" if spelled == "x86_64" else "lacks: telepathy"
+    with pytest.raises(RuntimeError, match=reason):
+        TvmSession(tmp_path)
 
 
 @pytest.mark.slow

@@ -11,13 +11,14 @@ import struct
 import subprocess
 import zipfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import native
 import numpy as np
 import pytest
-from onnx import TensorProto, helper, save
+from onnx import TensorProto, helper, numpy_helper, parser, save
 
 import polycast
 from polycast.targets import find
@@ -59,6 +60,8 @@ def test_it_meets_the_golden_and_says_what_it_found(runner, builds, runtime):
     assert (said.status, said.found["ok"]) == (0, True), said
     manifest = json.loads((builds(runtime) / "manifest.json").read_text())
     assert said.found["runtime"]["name"] == runtime
+    if runtime == "litert":
+        assert said.found["runtime"]["version"] == version("ai-edge-litert")
     assert said.found["build"]["digest"] == manifest["model"]["digest"]
     golden = said.found["golden"]
     assert (golden["n"], golden["problems"]) == (manifest["golden"]["n"], [])
@@ -237,6 +240,31 @@ EDITS = {
     "golden.npz lacks 3/input/image": lambda m: m["golden"].update(n=10**9),
     "golden is not an object": lambda m: m.update(golden=[]),
 }
+
+
+def test_sizes_that_the_file_leaves_open_change_from_run_to_run(runner, tmp_path):
+    """What is added follows from the length, and is cut from a table as the file runs."""
+    if not find("cpu", "litert").probe().run.yes:
+        pytest.skip("LiteRT is not here")
+    rng = np.random.default_rng(0)
+    proto = parser.parse_model("""<ir_version: 10, opset_import: ["": 21]>
+        places (float[1, s, 8] x) => (float[1, s, 8] y) {
+            sizes = Shape <start = 1, end = 2> (x)
+            rows = Slice (table, zero, sizes, zero)
+            z = Add (x, rows)
+            y = MatMul (z, weight)
+        }""")
+    weights = {"table": rng.standard_normal((100, 8)), "weight": rng.standard_normal((8, 8))}
+    arrays = {name: array.astype(np.float32) for name, array in weights.items()} | {"zero": np.array([0])}
+    proto.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    save(proto, tmp_path / "places.onnx")
+    (tmp_path / "samples").mkdir()
+    for number, length in enumerate((64, 7, 90)):
+        x = rng.standard_normal((1, length, 8)).astype(np.float32)
+        np.savez(tmp_path / "samples" / f"{number}.npz", x=x)
+    [build] = polycast.compile(tmp_path / "places.onnx", "cpu@litert", calibration=tmp_path / "samples", out=tmp_path)
+    said = native.run(runner, build.path, *native.libraries(), "--runs", "1")
+    assert (said.status, said.found["golden"]["n"], said.found["golden"]["problems"]) == (0, 3, []), said
 
 
 @pytest.mark.parametrize(("said", "edit"), EDITS.items(), ids=EDITS.keys())
