@@ -114,10 +114,12 @@ def main() -> None:
     parser.add_argument("-p", "--precision", default=",".join(PRECISIONS))
     parser.add_argument("--images", type=int, default=100, help="of mobilenet025 (default: 100)")
     parser.add_argument("--stories", type=int, default=20, help="of stories260K (default: 20)")
-    parser.add_argument("--again", action="store_true", help="also what results/webgpu_scores.json has already")
+    parser.add_argument(
+        "--again", action="store_true", help="also what results/webgpu_scores.json has already, in its place"
+    )
     options = parser.parse_args()
     path = subjects.RESULTS / "webgpu_scores.json"
-    kept = json.loads(path.read_text()) if path.is_file() and not options.again else {}
+    kept = json.loads(path.read_text()) if path.is_file() else {}
     scores: dict[str, Any] = kept.get("scores", {})
     facts = {"machine": subjects.machine(), "adapter": find("webgpu").probe().hardware}
     with tempfile.TemporaryDirectory(prefix="polycast-zoo-") as scratch:
@@ -131,7 +133,7 @@ def main() -> None:
             if "original" not in own:
                 own["original"] = score(subject, zoo, None)
             for precision in options.precision.split(","):
-                if precision not in own:
+                if precision not in own or options.again:
                     print(f"{subject} {precision} …", file=sys.stderr)
                     own[precision] = score(subject, zoo, plug | {"POLYCAST_PRECISION": precision})
                     path.write_text(json.dumps({**facts, "scores": scores}, indent=1) + "\n", encoding="utf-8")

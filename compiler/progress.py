@@ -16,7 +16,7 @@ class Progress:
     aloud: how the stages begin that get a line that stays, once each, before they begin.
     """
 
-    def __init__(self, aloud: str = "") -> None:
+    def __init__(self, *aloud: str) -> None:
         self._aloud = aloud
         self._said: set[str] = set()
         self._bar: rich.progress.Progress | None = None
@@ -42,7 +42,7 @@ class Progress:
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Say what is being done, and how much of it is done."""
-        if self._aloud and stage.startswith(self._aloud) and stage not in self._said:
+        if stage.startswith(self._aloud) and stage not in self._said:
             self._said.add(stage)
             self.say(stage)
         if self._bar is not None and self._task is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from polycast.data.arrays import BatchSamples, open_npz
 from polycast.data.feeds import Sample, Samples, refusal
@@ -12,7 +13,13 @@ from polycast.data.text import TextSamples
 from .errors import InputError
 from .model import Signature
 
-__all__ = ["Sample", "Samples", "open_samples"]
+__all__ = ["Sample", "Samples", "open_samples", "prepared"]
+
+
+def prepared(*several: Samples | None) -> dict[str, dict[str, Any]]:
+    """Say by input how images became it, by the first of the samples that are images."""
+    return next((each.prepared for each in several if isinstance(each, ImageSamples)), {})
+
 
 _FORMS = "an .npz, a .txt, a folder of .npz files or a folder of images"
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ast
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -30,7 +31,7 @@ def seeded_feeds(model: Model, seed: int = 0) -> Iterator[dict[str, np.ndarray]]
     ports = model.signature.inputs
     bounds = {port.name: _index_bound(model.graph.graph, port.name) for port in ports}
     for size in (None, *_SIZES):
-        sizes = _Sizes(size)
+        sizes = _Sizes(size, _totals(ports))
         for positive in (False, True):
             rng = np.random.default_rng(seed)
             yield {port.name: _array(port, sizes.shape(port), bounds[port.name], rng, positive) for port in ports}
@@ -40,11 +41,28 @@ def seeded_feeds(model: Model, seed: int = 0) -> Iterator[dict[str, np.ndarray]]
             yield {p.name: _array(p, shape if p.shape is None else _Sizes(None).shape(p), None, rng) for p in ports}
 
 
-class _Sizes:
-    """Gives every symbol one size, the same wherever it occurs."""
+def _totals(ports: Sequence[Port]) -> dict[str, str]:
+    """Spell what only a mask is as long as, where there is a cache: as long as the cache and what is new together."""
+    dims = [(port, axis, dim) for port in ports for axis, dim in enumerate(port.shape or ())]
+    past = [dim for _, _, dim in dims if isinstance(dim, str) and "past" in dim.lower() and dim.isidentifier()]
+    new = [p.shape[1] for p in ports if p.shape and len(p.shape) == 2 and not _is_mask(p) and p.dtype.startswith("int")]
+    masks = {port.shape[-1] for port in ports if port.shape and _is_mask(port)}
+    masks -= {dim for port, axis, dim in dims if not _is_mask(port) or axis == 0}
+    if not past or not new:
+        return {}
+    return {dim: f"{past[0]} + {new[0]}" for dim in masks if isinstance(dim, str) and dim.isidentifier()}
 
-    def __init__(self, default: int | None) -> None:
+
+def _is_mask(port: Port) -> bool:
+    return "mask" in port.name.lower()
+
+
+class _Sizes:
+    """Gives every symbol one size, the same wherever it occurs, but for those that ``totals`` spells by others."""
+
+    def __init__(self, default: int | None, totals: Mapping[str, str] = MappingProxyType({})) -> None:
         self.default = default
+        self.totals = totals
         self._known: dict[str, int] = {}
 
     def shape(self, port: Port) -> tuple[int, ...]:
@@ -55,7 +73,7 @@ class _Sizes:
 
     def size(self, symbol: str, first: bool) -> int:
         try:
-            parsed = ast.parse(symbol, mode="eval").body
+            parsed = ast.parse(self.totals.get(symbol, symbol), mode="eval").body
         except SyntaxError:
             return self.named(symbol, first)
         return max(1, self._value(parsed, first)) if isinstance(parsed, ast.BinOp) else self.named(symbol, first)
@@ -86,7 +104,7 @@ def _array(
     dtype = np.dtype(port.dtype) if port.dtype != "bfloat16" else np.dtype("float32")
     if dtype.kind == "f":
         return (rng.random(shape) if positive else rng.standard_normal(shape)).astype(dtype)
-    if dtype.kind == "b" or "mask" in name:
+    if dtype.kind == "b" or _is_mask(port):
         return np.ones(shape, dtype)
     if "position" in name and shape:
         return np.broadcast_to(np.arange(shape[-1]), shape).astype(dtype)

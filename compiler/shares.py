@@ -140,7 +140,7 @@ def macs_of(node: ir.Node, weight: Weight) -> int:
 
 
 def _stored(value: ir.Value) -> ir.TensorProtocol | None:
-    """Give the largest constant that ``value`` is computed from, if it is computed from constants alone."""
+    """Give the constant of most elements that ``value`` is computed from, if it is computed from constants alone."""
     leaves: dict[int, ir.TensorProtocol] = {}
     pending, seen = [value], {value}
     while pending:
@@ -159,7 +159,8 @@ def _stored(value: ir.Value) -> ir.TensorProtocol | None:
                 return None  # made of nothing, as RandomNormal is
             seen.update(fresh)
             pending += fresh
-    return max(leaves.values(), key=lambda tensor: tensor.nbytes, default=None)
+    # The most elements, not bytes: a scale for each of few rows is longer than the int8 weight that it belongs to.
+    return max(leaves.values(), key=lambda tensor: (tensor.size, -tensor.nbytes), default=None)
 
 
 _SUBGRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -157,6 +157,22 @@ def test_a_symbol_has_one_size_wherever_it_stands(tmp_path):
         assert feeds["x"].shape[0] == feeds["y"].shape[1]
 
 
+def test_a_mask_over_a_cache_is_as_long_as_both(tmp_path):
+    kinds = {"ids": (TensorProto.INT64, ["batch", 2]), "attention_mask": (TensorProto.FLOAT, ["batch", "total"])}
+    kinds["past.k"] = (TensorProto.FLOAT, ["batch", "past_length"])
+    ports = [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
+    nodes = [
+        helper.make_node("Cast", ["ids"], ["new"], to=TensorProto.FLOAT),
+        helper.make_node("Concat", ["past.k", "new"], ["k"], axis=1),
+        helper.make_node("Add", ["k", "attention_mask"], ["y"]),
+    ]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "total"])]
+    model = load(save(helper.make_graph(nodes, "cached", ports, outputs), tmp_path / "m.onnx"))
+    feeds = next(seeded_feeds(model))
+    assert feeds["attention_mask"].shape[1] == feeds["past.k"].shape[1] + 2
+    assert make_golden(model, None, "").shapes["attention_mask"] == feeds["attention_mask"].shape
+
+
 def test_what_is_compared_with_numbers_is_seeded_with_such(tmp_path):
     """A one-hot product looks up one of 257 rows, as a Gather does; two of them only would be no sample at all."""
     text = """<ir_version: 8, opset_import: ["" : 17]> m (int32[1,64] ids) => (float[1,64,257] y) {

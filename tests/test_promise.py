@@ -56,3 +56,15 @@ def test_fp32_promises_that_nothing_is_narrowed():
     Promise().check(Shares({"int8": 8}), Shares({"int8": 8, "fp32": 1}))
     with pytest.raises(PromiseError, match="4 elements are now int8"):
         Promise().check(Shares({"fp32": 4}), Shares({"int8": 4}))
+
+
+def test_scales_that_are_longer_than_their_weight_are_not_taken_for_it():
+    model = ir.from_onnx_text(
+        """<ir_version: 10, opset_import: ["" : 23]>
+        g (float[2, 1] x) => (float[2, 4] y)
+          <int8[1, 4] q = {1, 2, 3, 4}, float[4] s = {1, 1, 1, 1}, int8[4] z = {0, 0, 0, 0}>
+        { w = DequantizeLinear<axis=1>(q, s, z)  y = MatMul(x, w) }"""
+    )
+    from polycast.model import Model, Origin
+
+    assert count(Model("m", model, Origin("", ""))).weights == {"int8": 4}

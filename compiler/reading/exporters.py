@@ -30,7 +30,7 @@ Feeds = dict[str, np.ndarray]
 def from_torch(source: Any, example_inputs: tuple[Any, ...] | dict[str, Any] | None) -> tuple[ir.Model, str, Feeds]:
     """Export a torch module, in eval mode, or an exported program.
 
-    Returns: the graph, with weights of its own, the name of the module's class, and inputs that it runs on.
+    Returns: the graph, memory-mapped, the name of the module's class, and inputs that it runs on.
     Raises: InputError where torch is missing or cannot export it, and where the export computes something else.
     """
     torch = _require("torch", "torch")
@@ -58,11 +58,12 @@ def from_torch(source: Any, example_inputs: tuple[Any, ...] | dict[str, Any] | N
         given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
         names = [value.name or "" for value in graph.graph.inputs]
         feeds = dict(zip(names, map(_array, given), strict=True))
-    _own_weights(graph)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         path = Path(folder) / "model.onnx"
         ir.save(graph, path, external_data="model.data")
         _check_agreement(path, feeds, expected, kind)
+        graph, _ = onnxfile.read(path)  # the module may go on training: the weights are those of the file
+        _map_weights(graph)
     return graph, kind, feeds
 
 
@@ -238,16 +239,6 @@ def _named_tensors(outputs: Any) -> dict[str, np.ndarray]:
 
 def _array(value: Any) -> np.ndarray:
     return np.array(value.detach().cpu().numpy())
-
-
-def _own_weights(graph: ir.Model) -> None:
-    """Copy the weights: the module may go on training."""
-    for inner in graphs(graph):
-        if isinstance(inner, ir.Graph):
-            for value in inner.initializers.values():
-                tensor = value.const_value
-                if tensor is not None:
-                    value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
 
 
 def _map_weights(graph: ir.Model) -> None:

@@ -20,6 +20,9 @@ _BINDING = re.compile(r"^@group\(0\) @binding\(\d+\) var<storage, (read|read_wri
 _POD = re.compile(r"struct PODArgs \{\s*packGridDimX: u32\s*\}\s*@group\(0\) @binding\(\d+\) var<uniform> podArgs .*\n")
 _GUARD = re.compile(r"^  if \(blockIdx\.z \* gridDim\.x \+ blockIdx\.x > podArgs\.packGridDimX\).*\n", re.MULTILINE)
 
+#: TVM calls the remainder by its name in C, which WGSL does not know; its ``%`` is the same: the sign is that of x.
+_FMOD = "fn fmodf(x: f32, y: f32) -> f32 { return x % y; }\n"
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -86,6 +89,8 @@ def tidy(code: str, name: str, width: int) -> str:
     else:
         code = _GUARD.sub("", code).replace("blockIdx.z * gridDim.x + blockIdx.x", "blockIdx.x")
         code = code.replace("  @builtin(num_workgroups) gridDim : vec3<u32>,\n", "")
+    if "fmodf(" in code:
+        code += _FMOD
     return code.replace(f"fn {name}(", "fn main(")
 
 

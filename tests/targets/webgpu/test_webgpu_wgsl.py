@@ -47,6 +47,13 @@ def test_wide_grid_is_folded_and_what_sticks_out_returns() -> None:
     assert "if (blockIdx.z * gridDim.x + blockIdx.x >= width) { return; }" in code
 
 
+def test_the_remainder_has_the_name_that_the_kernel_calls() -> None:
+    called = MODULE.replace("max(", "fmodf(")
+    assert called != MODULE
+    assert "fn fmodf(x: f32, y: f32)" in tidy(called, "relu_kernel", 1)
+    assert "fmodf" not in tidy(MODULE, "relu_kernel", 1)
+
+
 def test_other_code_than_is_known_is_a_bug_that_says_so() -> None:
     with pytest.raises(PassError, match="relu_kernel"):
         tidy(MODULE.replace("packGridDimX: u32", "packGridDimX: u32,\n  more: f32"), "relu_kernel", 1)
