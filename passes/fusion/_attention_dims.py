@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import onnx_ir as ir
 
@@ -15,6 +16,19 @@ Dim = int | str
 Dims = tuple[Dim, ...]
 #: The elements of a small tensor: numbers, or symbols where it was computed from sizes; None for an unknown one.
 Numbers = tuple[float | str | None, ...]
+
+
+class Known(Protocol):
+    """What is known of values so far, as the rules for single operators ask for it."""
+
+    def of(self, value: ir.Value | None) -> Dims | None:
+        """Give the dimensions of ``value``; None where not even the rank is known."""
+
+    def numbers(self, value: ir.Value | None) -> Numbers | None:
+        """Give the elements of ``value`` where it is small and of rank 0 or 1."""
+
+    def integers(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """Give the elements of ``value`` where all of them are known integers."""
 
 
 def show(dims: Dims | None) -> str:

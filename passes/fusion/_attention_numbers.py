@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ._attention_dims import Numbers
+from ._attention_dims import Known, Numbers
 from ._attention_rules import flag
-
-if TYPE_CHECKING:
-    from ._attention_sizes import Sizes
 
 #: More numbers than any shape has.
 MOST = 16
 
 
-def _shape_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _shape_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     x = sizes.of(node.inputs[0])
     if x is None:
         return None
@@ -26,11 +22,11 @@ def _shape_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
     return x[flag(node, "start") : end]
 
 
-def _same_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _same_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     return sizes.numbers(node.inputs[0])
 
 
-def _cast_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _cast_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     to, found = node.attributes["to"].as_int(), sizes.numbers(node.inputs[0])
     if found is None or to in (ir.DataType.INT64, ir.DataType.INT32):
         return found and tuple(int(n) if isinstance(n, float) else n for n in found)
@@ -39,19 +35,19 @@ def _cast_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
     return None
 
 
-def _flat_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _flat_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     shape = sizes.integers(node.inputs[1])
     return sizes.numbers(node.inputs[0]) if shape is not None and len(shape) <= 1 else None
 
 
-def _gathered_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _gathered_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     x, at = sizes.numbers(node.inputs[0]), sizes.integers(node.inputs[1])
     if x is None or at is None or sizes.of(node.inputs[0]) == () or not all(-len(x) <= i < len(x) for i in at):
         return None
     return tuple(x[i] for i in at)
 
 
-def _sliced_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _sliced_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     x = sizes.numbers(node.inputs[0])
     given = [*node.inputs, None, None]
     cut = [sizes.integers(given[i]) if given[i] is not None else default for i, default in _SLICE_DEFAULTS]
@@ -64,12 +60,12 @@ def _sliced_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
 _SLICE_DEFAULTS: tuple[tuple[int, tuple[int, ...]], ...] = ((1, ()), (2, ()), (3, (0,)), (4, (1,)))
 
 
-def _joined_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _joined_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     parts = [sizes.numbers(v) for v in node.inputs]
     return tuple(n for p in parts if p is not None for n in p) if None not in parts else None
 
 
-def _filled_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _filled_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     shape = sizes.integers(node.inputs[0])
     if shape is None or len(shape) > 1 or math.prod(shape) > MOST:
         return None
@@ -78,7 +74,7 @@ def _filled_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
     return (fill,) * math.prod(shape)
 
 
-def _equal_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _equal_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     return _pairwise(sizes, node, _equal)
 
 
@@ -89,14 +85,14 @@ def _equal(a: float | str, b: float | str) -> bool | None:
     return False if not isinstance(number, str) and number < 0 else None  # a size is never negative
 
 
-def _chosen_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _chosen_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     which, yes, no = (sizes.numbers(v) for v in node.inputs)
     if which is None or yes is None or no is None or not len(which) == len(yes) == len(no):
         return None
     return tuple(None if w is None else y if w else n for w, y, n in zip(which, yes, no, strict=True))
 
 
-def _arithmetic(compute: Callable[[float, float], float]) -> Callable[[Sizes, ir.Node], Numbers | None]:
+def _arithmetic(compute: Callable[[float, float], float]) -> Callable[[Known, ir.Node], Numbers | None]:
     def numbers(a: float | str, b: float | str) -> float | None:
         return compute(a, b) if not isinstance(a, str) and not isinstance(b, str) else None
 
@@ -104,7 +100,7 @@ def _arithmetic(compute: Callable[[float, float], float]) -> Callable[[Sizes, ir
 
 
 def _pairwise(
-    sizes: Sizes, node: ir.Node, compute: Callable[[float | str, float | str], float | str | None]
+    sizes: Known, node: ir.Node, compute: Callable[[float | str, float | str], float | str | None]
 ) -> Numbers | None:
     a, b = (sizes.numbers(v) for v in node.inputs)
     if not a or not b or (len(a) != len(b) and 1 not in (len(a), len(b))):
@@ -114,7 +110,7 @@ def _pairwise(
     return tuple(None if x is None or y is None else compute(x, y) for x, y in pairs)
 
 
-def _root_numbers(sizes: Sizes, node: ir.Node) -> Numbers | None:
+def _root_numbers(sizes: Known, node: ir.Node) -> Numbers | None:
     found = sizes.numbers(node.inputs[0])
     return found and tuple(math.sqrt(n) if isinstance(n, float) and n >= 0 else None for n in found)
 
@@ -125,7 +121,7 @@ def _divide(a: float, b: float) -> float:
     return a / b if b else math.nan
 
 
-NUMBERS: dict[str, Callable[[Sizes, ir.Node], Numbers | None]] = {
+NUMBERS: dict[str, Callable[[Known, ir.Node], Numbers | None]] = {
     "Add": _arithmetic(lambda a, b: a + b),
     "Cast": _cast_numbers,
     "Concat": _joined_numbers,

@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
-from ._attention_dims import Dim, Dims, broadcast, product, symbol
+from ._attention_dims import Dim, Dims, Known, broadcast, product, symbol
 from ._match import ints
-
-if TYPE_CHECKING:
-    from ._attention_sizes import Sizes
 
 _Dims = list[Dims | None]
 
 
-def _constant(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _constant(sizes: Known, node: ir.Node) -> _Dims | None:
     tensor = ir.convenience.get_const_tensor(node.outputs[0])
     return [tuple(d for d in tensor.shape if isinstance(d, int))] if tensor is not None else None
 
 
-def _like_first(sizes: Sizes, node: ir.Node) -> _Dims:
+def _like_first(sizes: Known, node: ir.Node) -> _Dims:
     return [sizes.of(node.inputs[0])]
 
 
-def _broadcast(sizes: Sizes, node: ir.Node) -> _Dims:
+def _broadcast(sizes: Known, node: ir.Node) -> _Dims:
     return [broadcast([sizes.of(v) for v in node.inputs])]
 
 
-def _matmul(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _matmul(sizes: Known, node: ir.Node) -> _Dims | None:
     a, b = (sizes.of(v) for v in node.inputs)
     if a is None or b is None or len(a) < 2 or len(b) < 2:
         return None
@@ -38,14 +34,14 @@ def _matmul(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [(*batch, a[-2], b[-1])] if batch is not None else None
 
 
-def _gemm(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _gemm(sizes: Known, node: ir.Node) -> _Dims | None:
     a, b = (sizes.of(v) for v in node.inputs[:2])
     if a is None or b is None or len(a) != 2 or len(b) != 2:
         return None
     return [(a[flag(node, "transA")], b[1 - flag(node, "transB")])]
 
 
-def _transpose(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _transpose(sizes: Known, node: ir.Node) -> _Dims | None:
     x = sizes.of(node.inputs[0])
     if x is None:
         return None
@@ -53,7 +49,7 @@ def _transpose(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [tuple(x[p] for p in perm)]
 
 
-def _reshape(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _reshape(sizes: Known, node: ir.Node) -> _Dims | None:
     target = sizes.numbers(node.inputs[1])
     if target is None:
         return None
@@ -87,7 +83,7 @@ def _quotient(whole: Dims | None, part: Sequence[Dim]) -> Dim | None:
     return next(iter(left)) if n == m and left.total() == 1 else None
 
 
-def _unsqueeze(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _unsqueeze(sizes: Known, node: ir.Node) -> _Dims | None:
     x, axes = sizes.of(node.inputs[0]), ints(node, "axes", 1)
     if x is None or axes is None:
         return None
@@ -96,7 +92,7 @@ def _unsqueeze(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [tuple(1 if i in new else next(old) for i in range(rank))]
 
 
-def _squeeze(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _squeeze(sizes: Known, node: ir.Node) -> _Dims | None:
     x, axes = sizes.of(node.inputs[0]), ints(node, "axes", 1)
     if x is None or axes is None:
         return None
@@ -104,7 +100,7 @@ def _squeeze(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [tuple(d for i, d in enumerate(x) if i not in gone)]
 
 
-def _concat(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _concat(sizes: Known, node: ir.Node) -> _Dims | None:
     parts = [sizes.of(v) for v in node.inputs]
     known = [p for p in parts if p is not None]
     if not known:
@@ -119,7 +115,7 @@ def _concat(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [tuple(dims)]
 
 
-def _expand(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _expand(sizes: Known, node: ir.Node) -> _Dims | None:
     x, target = sizes.of(node.inputs[0]), sizes.numbers(node.inputs[1])
     if x is None or target is None:
         return None
@@ -127,7 +123,7 @@ def _expand(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [broadcast([x, wanted])]
 
 
-def _slice(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _slice(sizes: Known, node: ir.Node) -> _Dims | None:
     x = sizes.of(node.inputs[0])
     if x is None:
         return None
@@ -154,7 +150,7 @@ def _slice(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [tuple(dims)]
 
 
-def _split(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _split(sizes: Known, node: ir.Node) -> _Dims | None:
     x = sizes.of(node.inputs[0])
     if x is None:
         return None
@@ -169,7 +165,7 @@ def _split(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [(*x[:axis], part, *x[axis + 1 :]) for part in parts]
 
 
-def _gather(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _gather(sizes: Known, node: ir.Node) -> _Dims | None:
     x, indices = sizes.of(node.inputs[0]), sizes.of(node.inputs[1])
     if x is None or indices is None:
         return None
@@ -177,7 +173,7 @@ def _gather(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [(*x[:axis], *indices, *x[axis + 1 :])]
 
 
-def _reduce(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _reduce(sizes: Known, node: ir.Node) -> _Dims | None:
     x, axes = sizes.of(node.inputs[0]), ints(node, "axes", 1)
     if x is None or axes is None:
         return None
@@ -187,7 +183,7 @@ def _reduce(sizes: Sizes, node: ir.Node) -> _Dims | None:
     return [tuple(1 if i in gone else d for i, d in enumerate(x))]
 
 
-def _attention(sizes: Sizes, node: ir.Node) -> _Dims | None:
+def _attention(sizes: Known, node: ir.Node) -> _Dims | None:
     q, v = sizes.of(node.inputs[0]), sizes.of(node.inputs[2])
     if q is None or v is None or len(q) != len(v):
         return None
@@ -206,7 +202,7 @@ def flag(node: ir.Node, name: str) -> int:
     return attribute.as_int() if attribute is not None and not attribute.is_ref() else 0
 
 
-DIMS: dict[str, Callable[[Sizes, ir.Node], _Dims | None]] = {
+DIMS: dict[str, Callable[[Known, ir.Node], _Dims | None]] = {
     **dict.fromkeys(
         "Abs Cast CastLike Ceil Clip Cos Dropout Erf Exp Floor Gelu Identity IsInf IsNaN LayerNormalization Log Neg "
         "Not RMSNormalization Reciprocal Relu Round RotaryEmbedding Sigmoid Sign Sin Softmax Sqrt Tanh Trilu".split(),

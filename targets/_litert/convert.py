@@ -15,9 +15,9 @@ from . import registry
 from .ends import FUSED, End, end_of
 from .folding import fold, infer
 from .layout import plain
-from .lowering import is_op
 from .program import Held, Program, Unsupported, implied
 from .registry import Converter
+from .rewriting import is_op
 from .tensors import Grid, Subgraph, Tensor
 
 

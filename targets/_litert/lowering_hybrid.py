@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ._attributes import integer, operand
 from .ends import constant
-from .lowering import (
+from .rewriting import (
     DOMAIN,
     constant_shape,
     has_channels,

@@ -6,10 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ._attributes import integer, operand
-from .lowering import DOMAIN
 from .ops_matmul import depth_last
 from .program import Program
 from .registry import converts
+from .rewriting import DOMAIN
 from .tensors import Blocks, Tensor
 
 #: Kernels take no scales that are subnormal in float16.

@@ -8,9 +8,9 @@ import onnx_ir as ir
 from ._attributes import operand
 from .flat import in_place
 from .layout import Order, plain
-from .lowering import DOMAIN
 from .program import Program
 from .registry import converts
+from .rewriting import DOMAIN
 from .tensors import Tensor
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from polycast.model import Model, Origin
 from polycast.targets import _litert
-from polycast.targets._litert.lowering import DOMAIN
+from polycast.targets._litert.rewriting import DOMAIN
 from polycast.targets._litert.registry import table
 
 #: Tests of ONNX that LiteRT passes. Fewer than this: something is refused that was not.
