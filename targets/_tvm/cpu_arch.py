@@ -41,6 +41,11 @@ class Cpu:
         return self.arch == "vnni"
 
     @property
+    def masks(self) -> bool:
+        """Whether an instruction reads or writes a part of a register."""
+        return self.arch in ("vnni", "avx512")
+
+    @property
     def instructions(self) -> tuple[str, ...]:
         """Flags, as /proc/cpuinfo spells them, without which a build does not run."""
         wide = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")

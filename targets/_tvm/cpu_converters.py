@@ -23,6 +23,9 @@ _ELEMENTWISE = (
     "Min", "Mul", "Neg", "Pow", "Relu", "Sigmoid", "Softplus", "Sqrt", "Sub", "Tanh",
 )  # fmt: skip
 
+#: Added to a float32 number below 2**22, it rounds that half to even, and leaves the whole number in the lowest bits.
+_TO_WHOLE = 1.5 * 2.0**23
+
 #: TVM's name for what takes nothing else into its loops.
 _ALONE = {"op_pattern": 8}
 
@@ -186,8 +189,10 @@ def _quantize(scope: Scope) -> Sequence[Any]:
 
     def compute(x: Any) -> Any:
         def element(*at: Any) -> Any:
-            code = tirx.nearbyint(x(*at) * tirx.const(1 / step, "float32")) + float(offset)
-            return tirx.max(tirx.min(code, float(high)), float(low)).astype(dtype)
+            steps = x(*at) * tirx.const(1 / step, "float32")
+            # In this order what is no number becomes the lowest code, as in ONNX Runtime.
+            kept = tirx.min(tirx.max(steps, float(low - offset)), float(high - offset))
+            return (tirx.reinterpret("int32", kept + _TO_WHOLE) + offset).astype(dtype)
 
         return te.compute(x.shape, element, name="quantized")
 

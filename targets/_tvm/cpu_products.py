@@ -185,7 +185,7 @@ class Window:
     @property
     def columns(self) -> Any:
         """Pixels of a row that are computed: more than the output has, where it may have any size."""
-        return open_sizes.filled(self.size[1])
+        return open_sizes.filled(self.size[1], -(-self.weight.values.shape[0] // self.cpu.lanes))
 
     def padded(self, x: Any, channels: int, wide: bool = False) -> Any:
         """Fill up around the input, with what stands for 0, and behind its channels; wide: as float numbers."""

@@ -11,16 +11,21 @@ from contextlib import suppress
 from math import inf, prod
 from typing import Any
 
+import numpy as np
+
 from .cpu_arch import Cpu
 from .cpu_tiles import Tile, tiles_for
 from .records import workload
 from .traces import is_scheduled
 
 #: Of these schedules: what was measured with others is not used.
-VERSION = 2
+VERSION = 3
 
 #: Work below these is done sooner than other threads would have begun: multiply-adds, and numbers.
 _MUCH_TO_ADD, _MUCH_TO_MOVE = 1 << 20, 1 << 17
+
+#: Bytes of an image above which it has left the nearest caches before it is read again.
+_NEAR = 1 << 17
 
 
 def schedule(module: Any, cpu: Cpu, tiles: Mapping[str, Tile]) -> Any:
@@ -90,25 +95,37 @@ def _reduces(sch: Any, block: Any) -> bool:
     return any(each.iter_type == tirx.IterVar.CommReduce for each in sch.get(block).iter_vars)
 
 
-def _prepare(sch: Any, name: str, cpu: Cpu) -> tuple[Any, Any]:
-    """Schedule what comes before the block ``name``, and put all that follows it into one. Returns: both."""
+def _prepare(sch: Any, name: str, cpu: Cpu) -> tuple[Any, Any, Any]:
+    """Schedule what comes before the block ``name``, and put all that follows it into one.
+
+    Returns: both, and what pads an image that is too large to be padded as a whole, which is left as it is.
+    """
     blocks = _blocks(sch)
     at = [sch.get(block).name_hint for block in blocks].index(name)
+    padded = next((block for block in blocks[:at] if _is_large_image(sch, block)), None)
     for block in blocks[:at]:
-        _spread(sch, block, cpu)
+        if block is not padded:
+            _spread(sch, block, cpu)
     for block in blocks[at + 1 : -1]:
         sch.compute_inline(block)
-    return blocks[at], blocks[-1]
+    return blocks[at], blocks[-1], padded
+
+
+def _is_large_image(sch: Any, block: Any) -> bool:
+    """Whether a block pads an image with channels last, and that has left the near caches before it is read."""
+    written = sch.get(block).writes[0].source
+    shape, size = written.ty.shape, np.dtype(str(written.ty.dtype.dtype)).itemsize
+    return sch.get(block).name_hint == "padded" and len(shape) == 4 and size * _total(shape) > _NEAR
 
 
 def _dot(sch: Any, cpu: Cpu, tile: Tile | None) -> Any:
     """Sums of products: [.., rows, N / lanes, lanes] += input[.., K] * panels[N / lanes, .., K, lanes]."""
     from .cpu_dot import INTRINSICS
 
-    dot, last = _prepare(sch, "dot", cpu)
+    dot, last, padded = _prepare(sch, "dot", cpu)
     work, written = _work(sch, dot), sch.get(dot).writes[0].source
     lanes, coded = int(written.ty.shape[-1]), str(written.ty.dtype.dtype) == "int32"
-    if _extents(sch, sch.get_loops(last)[-1:])[0] % lanes:
+    if not cpu.masks and _extents(sch, sch.get_loops(last)[-1:])[0] % lanes:
         # What follows cannot read full registers: it gets a loop of its own.
         _spread(sch, last, cpu)
         last = sch.cache_write(dot, 0, "global")
@@ -117,11 +134,11 @@ def _dot(sch: Any, cpu: Cpu, tile: Tile | None) -> Any:
     sums = _sums(sch, dot)
     *front, panel, lane = sch.get_loops(dot)[: -len(sums)]
     tile = tile or tiles_for(_extents(sch, [*front, panel]), cpu)[0]
-    outer, inner = _tiled(sch, [*front, panel], tile)
+    outer, inner = _tiled(sch, [*front, panel], tile, by_row=padded is not None)
     quad = [sums.pop()] if coded else []
     sch.reorder(*outer, *sums, *inner, lane, *quad)
     _follow(sch, last, outer[-1], lanes)
-    _share(sch, outer, work)
+    _share(sch, outer, work, padded, cpu)
     if not coded:
         sch.vectorize(lane)
     start = _start(sch, dot, sums[0], [*inner, lane])
@@ -131,19 +148,27 @@ def _dot(sch: Any, cpu: Cpu, tile: Tile | None) -> Any:
     return sch
 
 
-def _tiled(sch: Any, loops: list[Any], tile: Tile) -> tuple[list[Any], list[Any]]:
-    """Split ``loops``, [.., rows, panels], into those between tiles and those inside one."""
+def _tiled(sch: Any, loops: list[Any], tile: Tile, *, by_row: bool) -> tuple[list[Any], list[Any]]:
+    """Split ``loops``, [.., rows, panels], into those between tiles and those inside one.
+
+    by_row: all panels are done for a row of tiles, not all rows for a panel.
+    """
     *front, panel = loops
     rows = [sch.split(loop, [None, many]) for loop, many in zip(front[-2:], tile.rows, strict=True)]
     between, registers = sch.split(panel, [None, tile.columns])
-    outer = [*front[:-2], between, *(row[0] for row in rows)]
+    *above, row = [each[0] for each in rows]
+    outer = [*front[:-2], *above, between, row] if by_row else [*front[:-2], between, *above, row]
     return outer, [*(row[1] for row in rows), registers]
 
 
 def _follow(sch: Any, last: Any, tile: Any, lanes: int) -> None:
     """Do what follows the sums of a tile while they are in registers; what lies behind the end of a row is left."""
+    from tvm import tirx
+
     before = len(sch.get_loops(last))
     sch.reverse_compute_at(last, tile, preserve_unit_loops=True)
+    if not isinstance(sch.get(tile).extent, tirx.IntImm):
+        sch.annotate(tile, "pragma_loop_partition_hint", 1)  # the tiles that are full get code that asks nothing
     *rows, channel = sch.get_loops(last)[-before:]
     registers, lane = sch.split(channel, [None, lanes])
     for loop in (*rows, registers):
@@ -177,17 +202,18 @@ def _is_sum(variable: Any) -> bool:
 
 def _taps(sch: Any, cpu: Cpu, tile: Tile | None) -> Any:
     """Sums of taps: every tap of a register of channels is unrolled, for several pixels of a row at once."""
-    taps, last = _prepare(sch, "taps", cpu)
+    taps, last, padded = _prepare(sch, "taps", cpu)
     work, sums = _work(sch, taps), _sums(sch, taps)
     *front, channel = sch.get_loops(taps)[: -len(sums)]
     lanes = _lanes(sch, channel, cpu)
     panel, lane = sch.split(channel, [None, lanes])
-    outer, inner = _tiled(sch, [*front, panel], tile or tiles_for([*_extents(sch, front), 1], cpu)[0])
+    tile = tile or tiles_for([*_extents(sch, front), 1], cpu)[0]
+    outer, inner = _tiled(sch, [*front, panel], tile, by_row=padded is not None)
     sch.reorder(*outer, *sums, *inner, lane)
     for loop in sums:
         sch.unroll(loop)
     _follow(sch, last, outer[-1], lanes)
-    _share(sch, outer, work)
+    _share(sch, outer, work, padded, cpu)
     sch.vectorize(lane)
     start = _start(sch, taps, sums[0], [*inner, lane])
     sch.set_scope(start, 0, "local")
@@ -204,10 +230,17 @@ def _work(sch: Any, block: Any) -> float:
     return _total(variable.dom.extent for variable in sch.get(block).iter_vars)
 
 
-def _share(sch: Any, outer: list[Any], work: float) -> None:
-    """Let threads share the outer loops where there is much to do."""
+def _share(sch: Any, outer: list[Any], work: float, padded: Any, cpu: Cpu) -> None:
+    """Let threads share the outer loops where there is much to do; padded: what each does for its own rows first."""
+    shared = outer[:-1] if padded is None else outer[:-2]
+    if work < _MUCH_TO_ADD and padded is None:
+        return
+    rows = sch.fuse(*shared) if len(shared) > 1 else outer[0]
     if work >= _MUCH_TO_ADD:
-        sch.parallel(sch.fuse(*outer[:-1]) if len(outer) > 2 else outer[0])
+        sch.parallel(rows)
+    if padded is not None:
+        sch.compute_at(padded, rows)
+        _fill(sch, sch.get_loops(padded)[-1], cpu)
 
 
 def _spread(sch: Any, block: Any, cpu: Cpu) -> None:
@@ -217,12 +250,18 @@ def _spread(sch: Any, block: Any, cpu: Cpu) -> None:
         return
     *front, last = loops
     total = _total(sch.get(loop).extent for loop in loops)
-    if (lanes := _lanes(sch, last, cpu, 2)) > 2:
-        between, lane = sch.split(last, [None, lanes])
-        sch.vectorize(lane)
-        front = [*front, between]
+    front += _fill(sch, last, cpu)
     if total >= _MUCH_TO_MOVE and front:
         sch.parallel(sch.fuse(*front[:-1]) if len(front) > 1 else front[0])
+
+
+def _fill(sch: Any, last: Any, cpu: Cpu) -> list[Any]:
+    """Fill registers along the last axis. Returns: the loop around them, where some can be filled."""
+    if (lanes := _lanes(sch, last, cpu, 2)) <= 2:
+        return []
+    between, lane = sch.split(last, [None, lanes])
+    sch.vectorize(lane)
+    return [between]
 
 
 def _by_blocks(sch: Any) -> Any:

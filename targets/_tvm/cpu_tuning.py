@@ -14,7 +14,7 @@ from typing import Any
 
 from polycast.model import Model
 
-from . import cpu_lowering, cpu_rules
+from . import cpu_lowering, cpu_rules, library
 from .cpu_arch import Cpu, chip
 from .cpu_tiles import Tile
 from .metaschedule import Proposals
@@ -90,11 +90,12 @@ def timer(cpu: Cpu, function: Any, choice: Choice | None) -> Timer:
     scheduled = choice.scheduled(function) if isinstance(choice, Trace) else cpu_rules.scheduled(function, cpu, choice)
     if scheduled is None:
         raise ValueError("the trace does not fit the kernel")
-    library = tvm.compile(scheduled.with_attr("global_symbol", "main"), target=cpu.target())
+    with tvm.transform.PassContext(opt_level=3, config=library.masks(cpu)):
+        built = tvm.compile(scheduled.with_attr("global_symbol", "main"), target=cpu.target())
     types = [parameter.ty for parameter in function.params]
     arrays = [np.zeros([int(d) for d in each.shape], str(each.dtype.dtype)) for each in types]
     tensors = [tvm.runtime.tensor(array) for array in arrays]
-    evaluate = library.mod.time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=int(1e3 * SPAN))
+    evaluate = built.mod.time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=int(1e3 * SPAN))
     return lambda: float(evaluate(*tensors).mean)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import linking
 from .cpu_arch import Cpu
+from .gpu import Gpu
 from .lowering import Lowered
 
 
@@ -24,9 +25,14 @@ def executable(lowered: Lowered) -> Any:
     target = lowered.gpu.target()
     # Rewriting storage gives float32 sums the memory of float16 factors, whose type tensor cores then cannot tell.
     # What is shared is merged by bytes later, all the same.
-    config = {"tirx.disable_storage_rewrite": lowered.gpu.tensor_cores}
+    config = {"tirx.disable_storage_rewrite": lowered.gpu.tensor_cores, **masks(lowered.gpu)}
     with target, tvm.transform.PassContext(opt_level=3, config=config):
         return tvm.compile(lowered.module, target=target, relax_pipeline=_finish(relax))
+
+
+def masks(on: Cpu | Gpu) -> dict[str, bool]:
+    """Give the options with which what fills a register in part is read and written through a mask."""
+    return {"tirx.enable_buffer_level_predication": isinstance(on, Cpu) and on.masks}
 
 
 def _finish(relax: Any) -> Any:

@@ -13,8 +13,9 @@ from . import static
 from .cpu_arch import Cpu
 from .gpu import Gpu
 
-#: A row is filled up to a multiple of so many columns; every tile divides it.
-COLUMNS = 8
+#: A row is filled up to a multiple of so many columns, which every tile divides; where one register holds all channels
+#: of a pixel, to one of more, or there would be too few sums at once.
+COLUMNS, COLUMNS_ALONE = 8, 16
 
 #: What is computed where the size of an image is not known.
 _OPS = frozenset(
@@ -59,6 +60,7 @@ def size(dim: Any) -> Any:
     return int(found) if isinstance(found, tirx.IntImm) else found
 
 
-def filled(dim: Any) -> Any:
-    """Give the columns that are computed for a row of ``dim``: itself, where that is known."""
-    return dim if isinstance(dim, int) else (dim + COLUMNS - 1) // COLUMNS * COLUMNS
+def filled(dim: Any, registers: int) -> Any:
+    """Give the columns that are computed for a row of ``dim`` pixels: itself, where that is known."""
+    columns = COLUMNS if registers > 1 else COLUMNS_ALONE
+    return dim if isinstance(dim, int) else (dim + columns - 1) // columns * columns

@@ -24,6 +24,28 @@ SHUFFLE = [
 ]
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8])
+def test_a_code_is_rounded_half_to_even_and_kept_in_range(dtype: type) -> None:
+    """Both sides of every half, far outside, and no number: each what onnxruntime gives."""
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    cpu, step, zero = cpu_arch.this_cpu(), np.float32(0.5), dtype(117)
+    halves = (np.arange(-300, 300, dtype=np.float32) + np.float32(0.5)) * step
+    near = [np.nextafter(halves, np.float32(sign * np.inf)) for sign in (-1, 1)]
+    odd = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 2.0**22, -(2.0**22), 0.0, -0.0], np.float32)
+    given = np.concatenate([halves, *near, odd])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, given.shape)
+    y = helper.make_tensor_value_info("y", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), given.shape)
+    kept = [numpy_helper.from_array(np.asarray(array), name) for name, array in (("s", step), ("z", zero))]
+    graph = helper.make_graph([helper.make_node("QuantizeLinear", ["x", "s", "z"], ["y"])], "codes", [x], [y], kept)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    lowered = cpu_lowering.lower(Model("m", ir.from_proto(proto), Origin("m.onnx", "")), cpu)
+    [found] = VirtualMachine(library.executable(lowered), tvm.cpu())["main"](tvm.runtime.tensor(given))
+    [wanted] = ort.InferenceSession(proto.SerializeToString()).run(None, {"x": given})
+    np.testing.assert_array_equal(found.numpy(), wanted)
+
+
 def test_what_moves_codes_moves_bytes() -> None:
     import tvm
     from tvm import relax

@@ -20,8 +20,8 @@ from polycast.targets import find
 from polycast.targets._tvm import cpu_arch, cpu_converters, cpu_lowering, frontend, library, open_sizes
 from polycast.targets._tvm.cpu_arch import Cpu
 
-EPS = float(np.finfo(np.float32).eps)
-SIZES = [(8, 16), (9, 13), (1, 1), (3, 129)]
+#: Full tiles, parts of them, a single pixel, and an image that has left the near caches.
+SIZES = [(8, 16), (9, 13), (1, 1), (3, 129), (67, 131)]
 STEP = 0.02
 
 
@@ -72,15 +72,14 @@ def judge(proto: onnx.ModelProto) -> ort.InferenceSession:
     return ort.InferenceSession(proto.SerializeToString(), options)
 
 
-@pytest.mark.parametrize("coded", [False, True], ids=["float", "codes"])
-def test_one_library_serves_every_size(coded: bool) -> None:
+def test_one_library_serves_every_size() -> None:
     import tvm
     from tvm.runtime.vm import VirtualMachine
 
     cpu = cpu_arch.this_cpu()
-    if cpu.machine != "x86_64" or (coded and not cpu.multiplies_bytes):
+    if cpu.machine != "x86_64" or not cpu.multiplies_bytes:
         pytest.skip("no kernels of any size for this CPU")
-    proto = net(coded=coded)
+    proto = net(coded=True)
     one, by_row = open_sizes.one_row(Model("m", ir.from_proto(proto), Origin("m.onnx", "")), cpu)
     assert by_row
     assert open_sizes.suits(one, cpu)
@@ -90,11 +89,9 @@ def test_one_library_serves_every_size(coded: bool) -> None:
         x = rng.uniform(-1, 1, (1, 1, *size)).astype(np.float32)
         [found], [wanted] = run(tvm.runtime.tensor(x)), session.run(None, {"x": x})
         assert found.shape == wanted.shape
-        # Of codes, a sum that lies between two is rounded either way, and the layers behind may do so again.
-        bound = 2 * STEP if coded else EPS * (25 + 144 + 9 + 16) * max(1.0, float(np.abs(wanted).max()))
-        assert np.abs(found.numpy() - wanted).max() <= bound
-        if coded:
-            assert (np.abs(found.numpy() - wanted) > STEP / 2).mean() < 0.02
+        # A sum that lies between two codes is rounded either way, and the layers behind may do so again.
+        off = np.abs(found.numpy() - wanted)
+        assert off.max() <= 2 * STEP and (off > STEP / 2).mean() < 0.02
 
 
 def test_what_needs_a_size_is_refused_with_what_gives_one(tmp_path: Path) -> None:
@@ -111,7 +108,7 @@ def test_a_build_runs_rows_of_any_size(tmp_path: Path) -> None:
     onnx.save(proto, tmp_path / "m.onnx")
     [build] = polycast.compile(tmp_path / "m.onnx", "cpu@tvm", out=tmp_path / "out")
     session, plain = build.open(), judge(proto)
-    for shape in ((1, 1, 5, 7), (3, 1, 12, 9)):
+    for shape in ((1, 1, 5, 7), (3, 1, 12, 9), (1, 1, 67, 131)):
         x = np.random.default_rng(1).uniform(-1, 1, shape).astype(np.float32)
         [found], [wanted] = session.run({"x": x}), plain.run(None, {"x": x})
         assert np.abs(found - wanted).max() <= build.manifest["golden"]["tolerance"] * np.abs(wanted).max()
