@@ -296,6 +296,8 @@ class Line:
         Raises: RecipeError where nothing can be measured here; BudgetError where no build keeps the budget.
         """
         measured = _measured(target)
+        if not self.golden.feeds:
+            self.guarded(measured, Recipe.of(measured, measured.precisions[0]))  # names every op that is unknown
         probe = measured.probe()
         if not probe.run.yes or probe.evidence != "device" or not self.golden.feeds:
             reason = self.golden.reason or probe.run.reason

@@ -67,8 +67,9 @@ def make_golden(model: Model, samples: Samples | None, source: str) -> Golden:
 
     Returns: golden of source ``none`` where onnxruntime cannot open the original: a pass of the user's own may be
     what turns its ops into known ones.
-    Raises: InputError when the user's samples do not fit the model.
+    Raises: InputError when the user's samples do not fit the model, or where it takes or gives text.
     """
+    _hold_numbers(model)
     try:
         original = open_original(model, optimized=False)
     except InputError as error:
@@ -77,6 +78,18 @@ def make_golden(model: Model, samples: Samples | None, source: str) -> Golden:
         feeds = tuple(sample.feeds for sample in islice(samples, SAMPLES))
         return Golden(source, feeds, tuple(original.run(f) for f in feeds))
     return _seeded(model, original)
+
+
+def _hold_numbers(model: Model) -> None:
+    texts = {
+        kind: [str(port) for port in ports if port.dtype == "str"]
+        for kind, ports in (("input", model.signature.inputs), ("output", model.signature.outputs))
+    }
+    if found := [f"{kind} {port}" for kind, ports in texts.items() for port in ports]:
+        raise InputError(
+            f"builds take and give numbers, and this model has strings: {', '.join(found)}",
+            "Cut the nodes that read or write text off (onnx.utils.extract_model), and run those beside the build",
+        )
 
 
 def _seeded(model: Model, original: Original) -> Golden:

@@ -30,6 +30,8 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
         lines += ["", "## What it takes", "", _takes(planned, manifest)]
     if "fallback" in manifest:
         lines += ["", "## What is left to the CPU", "", *_left(manifest["fallback"])]
+    if "limits" in runtime:
+        lines += ["", "## What it cannot do", "", f"{runtime['limits']}."]
     lines += ["", "## What it is", "", "| pass | sites | skipped |", "|---|---|---|"]
     lines += [f"| `{s['pass']}` | {s['sites']} | {len(s['skips'])} |" for s in manifest["steps"]]
     lines += [

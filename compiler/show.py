@@ -109,6 +109,8 @@ def print_compiled(builds: Sequence[Build], table: gate.Table | None = None) -> 
         click.echo(f"  passes     {sites} sites, {skips} skipped (polycast show {build.path} says why)")
         click.echo(f"  promise    asked {_shares(build.promise['asked'])}; reached {_shares(build.promise['reached'])}")
         click.echo(f"  agreement  {agreement_line(build.agreement)}")
+        if limits := build.manifest["runtime"].get("limits"):
+            click.echo(f"  limits     {limits}")
         if kernels := kernels_line(build):
             click.echo(f"  kernels    {kernels}")
         if left := build.manifest.get("fallback"):

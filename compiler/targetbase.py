@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -98,6 +98,13 @@ class CheckedSession:
         return outputs
 
 
+def widen(problems: Iterable[str]) -> str:
+    """Say what to do where it is a type of half the bytes that kernels lack; nothing where it is something else."""
+    if not any("float16" in problem for problem in problems):
+        return ""
+    return "Export the model in float32: -p says how narrow a build is, and polycast targets which precisions there are"
+
+
 @dataclass(frozen=True)
 class Target(ABC):
     """A kind of hardware that a build is for, and what executes it there: ``cuda:sm_90``, ``cuda:sm_90@onnxruntime``.
@@ -163,7 +170,7 @@ class Target(ABC):
     def check(self, model: Model) -> None:
         """Raise UnsupportedError with every problem of ``model``, where it has any."""
         if problems := self.problems(model):
-            raise UnsupportedError(f"{self} lacks what this model needs: {', '.join(problems)}")
+            raise UnsupportedError(f"{self} lacks what this model needs: {', '.join(problems)}", widen(problems))
 
     def fallback(self, model: Model) -> Mapping[str, str] | None:
         """Say which nodes of ``model`` the runtime leaves to the CPU: the name of the node -> why.

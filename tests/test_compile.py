@@ -62,7 +62,7 @@ def test_users_samples_are_preferred_calibration_first(tmp_path):
     assert [(b.agreement["samples"], b.agreement["n"]) for b in (both, data)] == [("calibration", 3), ("data", 16)]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "int8", "auto"])
 def test_an_unknown_op_is_refused_by_name_and_nothing_is_left(precision, tmp_path):
     graph = helper.make_graph(
         [
@@ -93,6 +93,38 @@ def test_an_op_without_a_kernel_for_its_types_is_refused(tmp_path):
     onnx.save(onnx.parser.parse_model(text), tmp_path / "half.onnx")
     with pytest.raises(UnsupportedError, match="implementation for MatMul"):
         polycast.compile(tmp_path / "half.onnx", out=tmp_path / "out")
+
+
+def test_text_is_refused_with_what_the_ports_are_called(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (string[2] words, float[2] x) => (float[2] y, string[2] same)
+      { same = Identity(words)  y = Relu(x) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "text.onnx")
+    with pytest.raises(InputError, match=r"input words: str\[2\], output same: str\[2\]") as caught:
+        polycast.compile(tmp_path / "text.onnx", out=tmp_path / "out")
+    assert "extract_model" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("target", "kind"), [("cpu@litert", "float16"), ("cpu@litert", "bfloat16"), ("cpu@tvm", "bfloat16")]
+)
+def test_an_original_in_half_the_bytes_is_refused_with_what_to_do(target, kind, tmp_path):
+    text = f"""<ir_version: 10, opset_import: ["" : 21]> g ({kind}[2, 2] x) => ({kind}[2, 2] y)
+      <{kind}[2, 2] w = {{1, 0, 0, 1}}> {{ y = MatMul(x, w) }}"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "half.onnx")
+    with pytest.raises(UnsupportedError, match=f"of {kind}") as caught:
+        polycast.compile(tmp_path / "half.onnx", target, out=tmp_path / "out")
+    assert "float32" in caught.value.hint
+
+
+def test_integers_that_could_need_more_than_32_bits_are_named(tmp_path):
+    text = """<ir_version: 10, opset_import: ["" : 21]> g (float[2] x) => (float[2] y)
+      <int64[1] c = {100000}> { i = Cast<to = 7>(x)  m = Mul(i, c)  y = Cast<to = 1>(m) }"""
+    onnx.save(onnx.parser.parse_model(text), tmp_path / "wide.onnx")
+    [wide] = polycast.compile(tmp_path / "wide.onnx", "cpu@tvm", out=tmp_path / "out")
+    assert wide.manifest["runtime"]["limits"].endswith(": i, m")
+    assert wide.manifest["runtime"]["limits"] in (wide.path / "README.md").read_text(encoding="utf-8")
+    [other] = polycast.compile(tmp_path / "wide.onnx", out=tmp_path / "out")
+    assert "limits" not in other.manifest["runtime"]
 
 
 @dataclass(frozen=True)

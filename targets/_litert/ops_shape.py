@@ -61,7 +61,7 @@ def _result(node: ir.Node, to: Program) -> tuple[int, ...]:
     return tuple(dims)
 
 
-@converts("Concat", fuses=True, codes="any")
+@converts("Concat", codes="any")
 def concat(node: ir.Node, to: Program) -> None:
     """Write CONCATENATION, whose operands have one grid, that of the result."""
     values = [v for v in node.inputs if v is not None and 0 not in to.shape(v)]
@@ -74,7 +74,7 @@ def concat(node: ir.Node, to: Program) -> None:
     shape = list(tensors[0].shape)
     at = order.index(axis)
     shape[at] = sum(tensor.shape[at] for tensor in tensors)
-    y = to.emit("CONCATENATION", tensors, shape, axis=at, fusedActivationFunction=to.activation)
+    y = to.emit("CONCATENATION", tensors, shape, axis=at)
     if all(tensor.least is not None for tensor in tensors):
         y.least = min(tensor.least for tensor in tensors if tensor.least is not None)
     to.give(node.outputs[0], y, order)

@@ -67,6 +67,8 @@ def problems(model: Model, cpu: Cpu | None = None) -> tuple[str, ...]:
         return frontend.problems(static.fixed(model)[0], converters.OWN)
     one, _ = open_sizes.one_row(model, cpu)
     any_size = open_sizes.suits(one, cpu)
+    if found := frontend.in_bfloat16(one):
+        return found
     found = frontend.problems(one, cpu_converters.own(cpu), any_size=any_size)
     return tuple(frontend.dynamic(model)) if found and any_size else found
 

@@ -7,7 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from polycast.model import Model
+import onnx_ir as ir
+
+from polycast.model import Model, name_of
 
 from .. import _runner
 from . import cross, run_tvm
@@ -15,6 +17,26 @@ from .cpu_arch import Cpu
 from .gpu import Gpu
 from .open_sizes import one_row
 from .static import bound, fixed
+
+#: What may give an integer that is larger than all that it reads.
+_GROWING = frozenset(
+    {
+        "Add", "BitShift", "Cast", "CumSum", "Gemm", "MatMul", "Mul", "Neg", "Pow", "ReduceProd", "ReduceSum", "Sub",
+        "Sum",
+    }
+)  # fmt: skip
+
+
+def _limits(model: Model) -> dict[str, str]:
+    """Say where integers of 64 bits could need more than the 32 that kernels compute in."""
+    wide = (ir.DataType.INT64, ir.DataType.UINT64)
+    nodes = (node for node in model.graph.graph.all_nodes() if not node.domain and node.op_type in _GROWING)
+    found = sorted({name_of(node) for node in nodes if node.outputs[0].dtype in wide})
+    if not found:
+        return {}
+    return {
+        "limits": f"int64 has 32 bits inside: a larger integer that one of these gives is wrong: {', '.join(found)}"
+    }
 
 
 def write(model: Model, gpu: Gpu | Cpu, folder: Path) -> Mapping[str, Any]:
@@ -29,6 +51,7 @@ def write(model: Model, gpu: Gpu | Cpu, folder: Path) -> Mapping[str, Any]:
         "device": gpu.kind,
         "weights": "weights.safetensors",
         "by_row": by_row,
+        **_limits(model),
         **facts,
         **({"machine": gpu.machine, "instructions": list(gpu.instructions)} if isinstance(gpu, Cpu) else {}),
         "needs": f"pip install numpy apache-tvm=={version('apache-tvm')}",

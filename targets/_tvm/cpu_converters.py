@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from . import codes, converters, cpu_products
+from . import codes, converters, cpu_products, extremes
 from .cpu_values import LAST, Joined, Known, Laid, joined, moved
 
 if TYPE_CHECKING:
@@ -35,12 +35,13 @@ _MOVING = ("Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split
 
 def own(cpu: Cpu) -> dict[tuple[str, str], Convert]:
     """Give the converters for ``cpu``, beside those of every target."""
-    table = {**converters.OWN, ("", "Clip"): _clip, ("", "Erf"): _erf, ("", "Gelu"): _gelu}
+    table = {**converters.OWN, **extremes.CONVERTERS, ("", "Clip"): _clip, ("", "Erf"): _erf, ("", "Gelu"): _gelu}
     found: dict[tuple[str, str], Convert] = {
         ("", op): partial(_elementwise, plain=table.get(("", op), converters.by_tvm)) for op in _ELEMENTWISE
     }
     return {
         **converters.OWN,
+        **extremes.CONVERTERS,
         **found,
         **{("", op): partial(_moving, plain=table.get(("", op), converters.by_tvm)) for op in _MOVING},
         ("", "Conv"): partial(cpu_products.convolution, cpu=cpu),
@@ -106,8 +107,9 @@ def _clip(scope: Scope) -> Sequence[Any]:
 
     def compute(x: Any) -> Any:
         def element(*at: Any) -> Any:
-            found = x(*at) if low is None else tirx.max(x(*at), low)
-            return found if high is None else tirx.min(found, high)
+            # In this order what is no number stays none.
+            found = x(*at) if low is None else tirx.max(low, x(*at))
+            return found if high is None else tirx.min(high, found)
 
         return te.compute(x.shape, element, name="clip")
 

@@ -52,6 +52,12 @@ def problems(model: Model, table: Table = converters.OWN, *, any_size: bool = Fa
     return tuple(sorted(set(found)))
 
 
+def in_bfloat16(model: Model) -> tuple[str, ...]:
+    """Name every op that gives bfloat16, as which a CPU stores numbers and does not compute."""
+    nodes = [node for node in model.graph.graph if any(v.dtype == ir.DataType.BFLOAT16 for v in node.outputs)]
+    return tuple(sorted({f"ai.onnx.{node.op_type} of bfloat16" for node in nodes}))
+
+
 def load(model: Model, table: Table = converters.OWN) -> Imported:
     """Import ``model``, of which ``problems`` names none, by the converters of ``table``."""
     imported, found = _Import(model, table).run()

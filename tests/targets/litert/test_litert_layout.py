@@ -135,3 +135,12 @@ def test_real_networks_have_no_transposition_but_their_own(
     model = Recipe.of(target, "fp32").pipeline.run(load(zoo(file)), PassContext(target.features))
     _litert.write(model, tmp_path)
     assert kinds((tmp_path / "model.tflite").read_bytes()).count("TRANSPOSE") == transpositions
+
+
+@pytest.mark.parametrize("after", ["Relu (c)", "Clip (c, zero, six)"])
+def test_what_follows_a_concatenation_is_not_lost_in_it(after: str, tmp_path: Path) -> None:
+    """CONCATENATION has a field for an activation, and no kernel of LiteRT applies it."""
+    body = f"g (float[2, 3] x, float[2, 2] e) => (float[2, 5] y) {{ c = Concat <axis = 1> (x, e)  y = {after} }}"
+    proto = graph(body, zero=np.float32(0), six=np.float32(6))
+    feeds = {"x": np.arange(-3, 3, dtype=np.float32).reshape(2, 3), "e": np.float32([[-9, 9], [1, -1]])}
+    np.testing.assert_array_equal(run(written(proto, tmp_path), feeds)[0], exact(proto, feeds)[0])

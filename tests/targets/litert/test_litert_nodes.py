@@ -13,8 +13,8 @@ import pytest
 
 from polycast.model import Model, Origin
 from polycast.targets import _litert
-from polycast.targets._litert.rewriting import DOMAIN
 from polycast.targets._litert.registry import table
+from polycast.targets._litert.rewriting import DOMAIN
 
 #: Tests of ONNX that LiteRT passes. Fewer than this: something is refused that was not.
 FLOOR = 600
