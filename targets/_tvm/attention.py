@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from .frontend import Scope
+from .scope import Scope
 
 #: Attributes that change what is computed, with the values that mean that they do not.
 _PLAIN = {"softcap": 0.0, "qk_matmul_output_mode": 0}

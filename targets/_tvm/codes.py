@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from .scope import Scope, inside
 from .stored import Stored
-
-if TYPE_CHECKING:
-    from .frontend import Scope
 
 _BITS = {ir.DataType.INT4: 4, ir.DataType.UINT4: 4, ir.DataType.INT8: 8, ir.DataType.UINT8: 8}
 
@@ -55,8 +53,6 @@ def _stored(
 
 def _cast(scope: Scope) -> Sequence[Any]:
     from tvm import relax
-
-    from .frontend import inside
 
     source, to = scope.node.inputs[0], ir.DataType(scope.attribute("to"))
     tensor = source.const_value if source is not None else None

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import codes, converters, cpu_products, extremes
+from .converters import Convert
+from .cpu_arch import Cpu
 from .cpu_values import LAST, Joined, Known, Laid, joined, moved
-
-if TYPE_CHECKING:
-    from .converters import Convert
-    from .cpu_arch import Cpu
-    from .frontend import Scope
+from .scope import Scope, narrow
 
 #: What reads one number of each operand for one of the result, wherever it lies.
 _ELEMENTWISE = (
@@ -37,13 +35,13 @@ def own(cpu: Cpu) -> dict[tuple[str, str], Convert]:
     """Give the converters for ``cpu``, beside those of every target."""
     table = {**converters.OWN, **extremes.CONVERTERS, ("", "Clip"): _clip, ("", "Erf"): _erf, ("", "Gelu"): _gelu}
     found: dict[tuple[str, str], Convert] = {
-        ("", op): partial(_elementwise, plain=table.get(("", op), converters.by_tvm)) for op in _ELEMENTWISE
+        ("", op): partial(_elementwise, plain=table.get(("", op), Scope.by_tvm)) for op in _ELEMENTWISE
     }
     return {
         **converters.OWN,
         **extremes.CONVERTERS,
         **found,
-        **{("", op): partial(_moving, plain=table.get(("", op), converters.by_tvm)) for op in _MOVING},
+        **{("", op): partial(_moving, plain=table.get(("", op), Scope.by_tvm)) for op in _MOVING},
         ("", "Conv"): partial(cpu_products.convolution, cpu=cpu),
         ("", "Gemm"): partial(cpu_products.product, cpu=cpu),
         ("", "MatMul"): partial(cpu_products.product, cpu=cpu),
@@ -99,7 +97,7 @@ def _clip(scope: Scope) -> Sequence[Any]:
     bounds = [scope.constant(index) for index in (1, 2)]
     missing = [len(scope.node.inputs) <= index or scope.node.inputs[index] is None for index in (1, 2)]
     if scope.dtype(0) != "float32" or any(b is None and not m for b, m in zip(bounds, missing, strict=True)):
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     spelt = [
         scope.attribute(name) if bound is None else bound for name, bound in zip(("min", "max"), bounds, strict=True)
     ]
@@ -121,7 +119,7 @@ def _erf(scope: Scope) -> Sequence[Any]:
     from tvm import topi
 
     if scope.dtype(0) != "float32":
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     return [scope.bb.emit_te(topi.fast_erf, scope.tensor(0), primfunc_name_hint="erf")]
 
 
@@ -129,7 +127,7 @@ def _gelu(scope: Scope) -> Sequence[Any]:
     from tvm import te, tirx, topi
 
     if scope.dtype(0) != "float32" or scope.attribute("approximate", "none") != "none":
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
 
     def gelu(x: Any) -> Any:
         def scaled(factor: float) -> Any:
@@ -146,7 +144,7 @@ def _softmax(scope: Scope) -> Sequence[Any]:
     from tvm import topi
 
     if scope.dtype(0) != "float32" or scope.opset < 13:
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     axis = scope.attribute("axis", -1)
     return [scope.bb.emit_te(topi.nn.fast_softmax, scope.tensor(0), axis, primfunc_name_hint="softmax")]
 
@@ -158,7 +156,7 @@ def _last(scope: Scope, index: int) -> Any:
     constant, operand = scope.constant(index), scope.operand(index)
     if constant is not None:
         if constant.size == 1:
-            return relax.const(converters.narrow(constant.reshape(())))
+            return relax.const(narrow(constant.reshape(())))
         if constant.ndim not in (3, 4):
             return None
         wide = constant.reshape(*[1] * (4 - constant.ndim), *constant.shape)
@@ -176,7 +174,7 @@ def _quantize(scope: Scope) -> Sequence[Any]:
     from tvm import te, tirx
 
     scale, zero = scope.constant(1), scope.constant(2)
-    plain = converters.by_tvm
+    plain = Scope.by_tvm
     if scale is None or scale.size != 1 or (zero is not None and zero.dtype not in (np.uint8, np.int8)):
         return plain(scope)
     dtype = "uint8" if zero is None else zero.dtype.name
@@ -223,7 +221,7 @@ def _transpose(scope: Scope) -> Sequence[Any]:
         return [replace(laid, last=True)]
     if order == LAST and isinstance(operand, Laid) and operand.last:
         return [replace(operand, last=False)]
-    return _moving(scope, converters.by_tvm)
+    return _moving(scope, Scope.by_tvm)
 
 
 def _pool(scope: Scope) -> Sequence[Any]:
@@ -234,9 +232,9 @@ def _pool(scope: Scope) -> Sequence[Any]:
 
     operand, kernel = scope.operand(0), list(scope.attribute("kernel_shape", ()))
     if not isinstance(operand, Laid) or scope.attribute("ceil_mode", 0) or len(scope.node.outputs) > 1:
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     if len(operand.shape) != 4 or not (operand.last or operand.scale is not None):
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     operand = operand.channels_last(scope.bb)
     dilations, strides = list(scope.attribute("dilations", [1, 1])), list(scope.attribute("strides", [1, 1]))
     pads = _padding(scope, operand.shape[1:3], kernel, strides, dilations)
@@ -259,7 +257,7 @@ def _depth_to_space(scope: Scope) -> Sequence[Any]:
 
     operand, block = scope.operand(0), scope.attribute("blocksize")
     if not (isinstance(operand, Laid) and operand.last and operand.dtype == "float32"):
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     n, height, width, deep = operand.shape
     channels, first = deep // block**2, scope.attribute("mode", "DCR") == "DCR"
 
@@ -282,7 +280,7 @@ def _mean(scope: Scope) -> Sequence[Any]:
 
     operand = scope.operand(0)
     if not (isinstance(operand, Laid) and operand.last):
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     return [Laid(scope.bb.emit(relax.op.mean(operand.values(scope.bb), [1, 2], keepdims=True)), True)]
 
 
@@ -291,5 +289,5 @@ def _concat(scope: Scope) -> Sequence[Any]:
     operands = [scope.operand(index) for index in range(len(scope.node.inputs))]
     images = [each for each in operands if isinstance(each, Laid) and len(each.shape) == 4 and each.dtype == "float32"]
     if len(images) < len(operands) or scope.attribute("axis", 0) % 4 != 1:
-        return converters.by_tvm(scope)
+        return Scope.by_tvm(scope)
     return [Joined(tuple(images))]

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import open_sizes, products
+from .cpu_arch import Cpu
 from .cpu_values import Known, Laid
+from .scope import Scope
 from .stored import Stored
-
-if TYPE_CHECKING:
-    from .cpu_arch import Cpu
-    from .frontend import Scope
 
 #: TVM's name for what may take elementwise operators behind it into its own loop.
 _FUSIBLE = {"op_pattern": 4}

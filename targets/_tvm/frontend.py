@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,8 @@ import onnx_ir as ir
 from polycast.model import Model, Port, name_of
 
 from . import converters
-from .converters import narrow
-from .stored import Keep, Lazy
+from .scope import Scope, inside, narrow
+from .stored import Lazy
 
 #: Converters by domain and op type.
 Table = Mapping[tuple[str, str], converters.Convert]
@@ -63,55 +63,6 @@ def load(model: Model, table: Table = converters.OWN) -> Imported:
     imported, found = _Import(model, table).run()
     assert imported is not None, found
     return imported
-
-
-@dataclass
-class Scope:
-    """What a converter sees: the node, its operands, the block builder, the opset.
-
-    read: gives a value as a Relax expression, or as Lazy. keep: makes an array a parameter.
-    """
-
-    node: ir.Node
-    read: Callable[[ir.Value], Any]
-    bb: Any
-    opset: int
-    keep: Keep
-
-    def operand(self, index: int) -> Any:
-        """Give operand ``index``, stored or not; None where the node has none."""
-        value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        return None if value is None else self.read(value)
-
-    def tensor(self, index: int) -> Any:
-        """Give operand ``index`` as a Relax expression; None where the node has none."""
-        operand = self.operand(index)
-        return operand.tensor(self.bb, self.keep) if isinstance(operand, Lazy) else operand
-
-    def dtype(self, index: int) -> str:
-        """Give the dtype of operand ``index``."""
-        operand = self.operand(index)
-        return operand.dtype if isinstance(operand, Lazy) else str(self.bb.normalize(operand).ty.dtype.dtype)
-
-    def constant(self, index: int) -> np.ndarray | None:
-        """Give operand ``index`` where it is a constant of the model."""
-        value = self.node.inputs[index] if index < len(self.node.inputs) else None
-        return None if value is None or value.const_value is None else value.const_value.numpy()
-
-    def folded(self, array: np.ndarray) -> Any:
-        """Give ``array`` as a constant."""
-        from tvm import relax
-
-        return relax.const(array)
-
-    def by_tvm(self) -> Sequence[Any]:
-        """Convert the node as TVM's own importer does."""
-        return converters.by_tvm(self)
-
-    def attribute(self, name: str, default: Any = None) -> Any:
-        """Give the attribute ``name``, as Python spells it."""
-        found = self.node.attributes.get(name)
-        return default if found is None else found.value
 
 
 @dataclass
@@ -251,11 +202,6 @@ def _is_wide(value: ir.Value | None) -> bool:
         return False
     array = stored.numpy()
     return not np.array_equal(narrow(array), array)
-
-
-def inside(dtype: str) -> str:
-    """Give the dtype that a port has inside: no kernel computes with 64-bit integers."""
-    return {"int64": "int32", "uint64": "uint32"}.get(dtype, dtype)
 
 
 def _narrowed(bb: Any, result: Any) -> Any:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .frontend import Scope
+from .scope import Scope
 
 #: Up to here a product rounds no more often than a library's ``pow`` errs by units in the last place.
 _LARGEST = 4

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from . import matvec
+from .scope import Scope
 from .stored import Stored
-
-if TYPE_CHECKING:
-    from .frontend import Scope
 
 
 def _matmul(scope: Scope) -> Sequence[Any]:

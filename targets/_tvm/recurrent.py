@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from .frontend import Scope
+from .scope import Scope
 
 #: Steps are written out one after the other, so there is a limit to what is worth it.
 _MOST_STEPS = 64

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .codes import rows_of
+from .scope import Scope
 from .stored import Stored
-
-if TYPE_CHECKING:
-    from .frontend import Scope
 
 
 def _arg(which: str) -> Callable[[Scope], Sequence[Any]]:
