@@ -17,6 +17,10 @@ from .reference import open_model
 #: A build may move by this many times what the original itself moves when only its rounding changes.
 _AMPLIFY = 8.0
 
+#: A lossy build may have this many times the noise of its own graph: where numbers are rounded as the model runs,
+#: one runtime does so by row and another by tensor.
+_NOISIER = 4.0
+
 
 def agreement_of_graph(lowered: Model, golden: Golden, names: list[str], tolerance: float) -> Agreement:
     """Run what the target was given on the CPU: what a device that is not here will be held to."""
@@ -56,6 +60,29 @@ def hold(
         f"largest value; rounding explains {tolerance:.3g}",
         "This is a bug of ours: run again with --keep DIR to have the model after each pass, and report it",
     )
+
+
+def hold_build(
+    model: Model, lowered: Model, pipeline: Pipeline, golden: Golden, found: Agreement, ctx: PassContext
+) -> Agreement:
+    """Hold what a runtime made of ``lowered`` to the original as ``hold`` does, and a lossy build to its graph too.
+
+    What passes lose is theirs to lose, and says nothing of a kernel that is wrong.
+    Raises: PassError where the build has more noise than the same graph in plain onnxruntime, and rounding, explain.
+    """
+    found = hold(model, lowered, pipeline, golden, found, ctx)
+    if pipeline.numerics is not Numerics.LOSSY or not found.n or found.sqnr_db is None:
+        return found
+    names = [port.name for port in model.signature.outputs]
+    graph = agreement_of_graph(lowered, golden, names, found.tolerance)
+    explained = max(_NOISIER * graph.noise, _AMPLIFY * found.tolerance)
+    if graph.n and found.noise > explained and found.noise > _NOISIER * own_rounding(model, golden, names):
+        raise PassError(
+            f"no pass, but the runtime moves output {found.output!r}: the noise is {found.noise:.2g} of the signal, "
+            f"and {graph.noise:.2g} where plain onnxruntime runs the same graph",
+            "This is a bug of ours: run again with --keep DIR to have the model after each pass, and report it",
+        )
+    return replace(found, graph=graph)
 
 
 def golden_tolerance(agreement: Agreement) -> float:

@@ -23,7 +23,7 @@ from polycast.evaluating.budget import Budget, parse_size
 from . import activations, gate, sizes
 from . import verify as verifier
 from .auto import Auto, Choice
-from .blame import agreement_of_graph, golden_tolerance, hold
+from .blame import agreement_of_graph, golden_tolerance, hold, hold_build
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
 from .errors import InputError, PromiseError, RecipeError, ToolchainError
 from .fallback import Fallback
@@ -260,7 +260,7 @@ class Line:
                 if (kernels := target.kernels(folder)) is not None:
                     runtime["kernels"] = dict(kernels)
                 found = agree(self.golden, session, names, rounding_tolerance(self.model))
-                agreement = hold(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
+                agreement = hold_build(self.model, lowered, recipe.pipeline, self.golden, found, ctx)
                 manifest["agreement"] = agreement.to_json()
             else:
                 _tell(self.progress, f"compare the graph of {name} with the original", 0)

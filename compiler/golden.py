@@ -114,6 +114,7 @@ class Agreement:
     worst: largest deviation of any output, relative to the largest reference value of that output; for integer
     and boolean outputs the share that differs. sqnr_db: signal to quantization noise of all float outputs, in dB, or
     None where they are equal. same_top1: share of rows with the same largest entry, or None without such an output.
+    graph: of a lossy build, how near its own graph comes to the original when plain onnxruntime runs it.
     """
 
     n: int
@@ -124,6 +125,12 @@ class Agreement:
     tolerance: float
     output: str = ""
     reason: str = ""
+    graph: Agreement | None = None
+
+    @property
+    def noise(self) -> float:
+        """Root mean square of the error over that of the outputs, of all float outputs; 0 where they are equal."""
+        return 0.0 if self.sqnr_db is None else float(10 ** (-self.sqnr_db / 20))
 
     @property
     def within(self) -> bool:
@@ -147,6 +154,7 @@ class Agreement:
             "same_top1": short(self.same_top1),
             "tolerance": short(self.tolerance),
             "within_tolerance": self.within,
+            **({"graph": self.graph.to_json()} if self.graph else {}),
         }
 
 
