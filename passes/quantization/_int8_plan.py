@@ -33,20 +33,22 @@ class Plan:
     tapped: dict[ir.Value, ir.Value] = field(default_factory=dict)
 
 
-def plan(graph: ir.Graph, multiply: Collection[ir.Node], may: Callable[[ir.Node], bool]) -> Plan:
+def plan(
+    graph: ir.Graph, multiply: Collection[ir.Node], may: Callable[[ir.Node], bool], *, to_float: bool = False
+) -> Plan:
     """Plan ``graph`` around the multiplications in ``multiply``.
 
-    may: whether another node may compute with integers.
+    may: whether another node may compute with integers. to_float: whether a Conv that reads codes may give floats.
     """
     chosen = [node for node in graph if node in multiply]
-    return _Planner(Plan(graph, chosen), set(chosen), may).run()
+    return _Planner(Plan(graph, chosen), set(chosen), may, to_float).run()
 
 
 class _Planner:
     """Two walks: forward, where codes are at hand; backward, where they are wanted."""
 
-    def __init__(self, plan: Plan, chosen: set[ir.Node], may: Callable[[ir.Node], bool]) -> None:
-        self.plan, self.chosen, self.may = plan, chosen, may
+    def __init__(self, plan: Plan, chosen: set[ir.Node], may: Callable[[ir.Node], bool], to_float: bool) -> None:
+        self.plan, self.chosen, self.may, self.to_float = plan, chosen, may, to_float
         self.at_hand: set[ir.Value] = set()
 
     def run(self) -> Plan:
@@ -82,7 +84,7 @@ class _Planner:
         kind = role(node)
         if node in self.chosen:
             self._want(node, activation(node))
-            if node.op_type == "Conv" or self._ends_wanted(node):
+            if self._ends_wanted(node) or (node.op_type == "Conv" and not self.to_float):
                 self._make(self._end(node.outputs[0]))
         elif kind is Role.COMBINE and self._gives_codes(node) and self._ends_wanted(node):
             self.plan.between[node] = None

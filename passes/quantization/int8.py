@@ -35,7 +35,8 @@ class Int8(Pass):
     grid per tensor, uint8, or int8 with zero at 0 where ``symmetric``. What lies between two of these nodes computes
     in integers too where its inputs are codes already (Add, Mul, Concat, pools, Sigmoid …) or where it only moves
     them, and a Relu or Clip becomes the end of a range. A site is a node that reads integers afterwards. Without the
-    feature ``u8s8-exact``, products of uint8 and int8 may saturate in pairs, and weights take 7 bits.
+    feature ``u8s8-exact``, products of uint8 and int8 may saturate in pairs, and weights take 7 bits; without
+    ``integer-conv-to-float``, what a Conv gives is rounded to a grid even where nothing wants its codes.
     A Gemm or MatMul whose input loses too much on one grid for all its channels is left as it is.
 
     calibrate: how a range is chosen: minmax, average, percentile, entropy or mse. samples: how many to look at; 0: all.
@@ -65,7 +66,8 @@ class Int8(Pass):
         operands = self._operands(graph, ctx)
         if not operands:
             return 0
-        plans = self._plan(graph, operands)
+        to_float = "integer-conv-to-float" in ctx.features
+        plans = self._plan(graph, operands, to_float)
         seen = self._observe(graph, plans, ctx)
         for node, reason in [
             (n, r) for each in plans for n in each.multiply if (r := self._unsuited(n, operands[n], each, seen))
@@ -73,7 +75,7 @@ class Int8(Pass):
             node.metadata_props[_KEPT] = reason
             ctx.skip(node, reason)
             del operands[node]
-        plans = self._plan(graph, operands)
+        plans = self._plan(graph, operands, to_float)
         top = 127 if self.symmetric or "u8s8-exact" in ctx.features else 64
         writer = Writer(Names.of(graph), top, self.per_channel)
         constants = {v: None for n in operands for v in n.inputs if v is not None and is_constant(v)}
@@ -97,11 +99,11 @@ class Int8(Pass):
                 found[node] = operands
         return found
 
-    def _plan(self, graph: ir.Model, operands: Mapping[ir.Node, Operands]) -> list[Plan]:
+    def _plan(self, graph: ir.Model, operands: Mapping[ir.Node, Operands], to_float: bool) -> list[Plan]:
         def may(node: ir.Node) -> bool:
             return not named(node, self.keep)
 
-        found = (plan(each, operands, may) for each in graphs(graph) if isinstance(each, ir.Graph))
+        found = (plan(each, operands, may, to_float=to_float) for each in graphs(graph) if isinstance(each, ir.Graph))
         return [each for each in found if each.multiply]
 
     def _observe(self, graph: ir.Model, plans: list[Plan], ctx: PassContext) -> dict[str, Seen]:

@@ -105,6 +105,17 @@ def test_weights_are_int8_per_channel_and_the_bias_has_the_scale_of_the_products
     assert np.all(np.abs(bias.values() - WEIGHTS["b1"]) <= bias.scale / 2 + EPS * np.abs(WEIGHTS["b1"]))
 
 
+def test_where_kernels_give_floats_only_codes_that_are_read_are_made() -> None:
+    """The first convolution's codes are read by the second; what that one gives nobody reads as codes."""
+    before = model(CHAIN, WEIGHTS)
+    rounded, free = quantize(before, X), quantize(before, X, features=FEATURES | {"integer-conv-to-float"})
+    assert [ops(each).count("QuantizeLinear") for each in (rounded, free)] == [3, 2]
+    assert free.graph.graph.outputs[0].producer().op_type == "Conv"
+    [wanted], *found = (run(each, X) for each in (before, rounded, free))
+    noise = [float(np.square(each - wanted).sum()) for [each] in found]
+    assert noise[1] < noise[0]
+
+
 def test_one_scale_for_a_whole_weight_where_asked() -> None:
     weight = stored(node(quantize(model(CHAIN, WEIGHTS), X, per_channel=False), "Conv_0"), 1)
     assert weight.axis is None and weight.scale.shape == (1,)
