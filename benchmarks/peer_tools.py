@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+import onnx
 import subjects
 
 Run = Callable[[subjects.Feeds], list[np.ndarray]]
@@ -175,31 +176,63 @@ def _ort_static(model: str, rows: list[subjects.Feeds], folder: Path) -> dict[st
         def get_next(self) -> subjects.Feeds | None:
             return next(self.left, None)
 
-    quant_pre_process(model, folder / "prepared.onnx")
-    quantize_static(
-        folder / "prepared.onnx",
-        folder / "static.onnx",
-        Reader(),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
-    )
+    def quantize(per_channel: bool) -> None:
+        quantize_static(
+            folder / "prepared.onnx",
+            folder / "static.onnx",
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=per_channel,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+
+    onnx.save(_per_channel_opset(model), folder / "newer.onnx")
+    try:
+        quant_pre_process(folder / "newer.onnx", folder / "prepared.onnx")
+    except Exception:  # it raises bare Exceptions where it cannot follow a shape, and goes on without on request
+        quant_pre_process(folder / "newer.onnx", folder / "prepared.onnx", skip_symbolic_shape=True)
+    try:
+        quantize(per_channel=True)
+    except ValueError:  # of its own, where the bias of a product has a scale for each channel
+        quantize(per_channel=False)
     return {"kind": "onnx", "path": str(folder / "static.onnx")}
 
 
-def _nncf_ort(model: str, rows: list[subjects.Feeds], folder: Path) -> dict[str, Any]:
-    import nncf
-    import onnx
+def _per_channel_opset(model: str) -> onnx.ModelProto:
+    """Read a model, at an opset in which a DequantizeLinear has an axis."""
     from onnx import version_converter
 
     proto = onnx.load(model)
     if proto.opset_import[0].version < 13:
         proto = version_converter.convert_version(proto, 17)
     proto.ir_version = max(proto.ir_version, 8)
-    quantized = nncf.quantize(proto, nncf.Dataset(rows), subset_size=len(rows), fast_bias_correction=False)
+    return proto
+
+
+def _nncf_ort(model: str, rows: list[subjects.Feeds], folder: Path) -> dict[str, Any]:
+    import nncf
+
+    def quantize(fast: bool) -> onnx.ModelProto:
+        return nncf.quantize(
+            _per_channel_opset(model),
+            nncf.Dataset(rows),
+            subset_size=len(rows),
+            fast_bias_correction=fast,
+            model_type=nncf.ModelType.TRANSFORMER if _reads_tokens(rows) else None,
+        )
+
+    try:
+        quantized = quantize(fast=False)
+    except Exception:  # the slow one loses nodes of some graphs
+        quantized = quantize(fast=True)
     onnx.save(quantized, folder / "nncf.onnx")
     return {"kind": "onnx", "path": str(folder / "nncf.onnx")}
+
+
+def _reads_tokens(rows: list[subjects.Feeds]) -> bool:
+    """Whether rows of integers go in, for which NNCF has a scheme of its own."""
+    return any(array.dtype.kind == "i" and array.ndim == 2 for array in rows[0].values())
 
 
 def _openvino(model: str, rows: list[subjects.Feeds], folder: Path) -> dict[str, Any]:
@@ -210,13 +243,12 @@ def _nncf_openvino(model: str, rows: list[subjects.Feeds], folder: Path) -> dict
     import nncf
     import openvino
 
-    ids = any(array.dtype.kind == "i" and array.ndim == 2 and array.dtype != np.int32 for array in rows[0].values())
     quantized = nncf.quantize(
         openvino.Core().read_model(model),
         nncf.Dataset(rows),
         subset_size=len(rows),
         fast_bias_correction=False,
-        model_type=nncf.ModelType.TRANSFORMER if ids else None,
+        model_type=nncf.ModelType.TRANSFORMER if _reads_tokens(rows) else None,
     )
     openvino.save_model(quantized, folder / "nncf.xml")
     return {"kind": "openvino", "path": str(folder / "nncf.xml")}
