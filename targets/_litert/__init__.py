@@ -11,7 +11,7 @@ from polycast.errors import InputError
 from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession
 
-from .. import _run
+from .. import _run, _runner
 
 _CLEAN = "clean | fold | clean"
 _MEND = "correct_bias | clean"
@@ -48,6 +48,12 @@ DECLINED: Mapping[str, str] = {
     "int2": _NARROW,
 }
 
+#: The same for iOS, whose apps link an older one.
+DECLINED_FOR_IOS: Mapping[str, str] = {
+    **DECLINED,
+    "int4": "TensorFlowLiteSwift 2.17.0 reads no weights with a scale for each block; int8-weights it does",
+}
+
 
 def available() -> Answer:
     """Say whether LiteRT can be imported here."""
@@ -57,11 +63,11 @@ def available() -> Answer:
         return Answer(False, "ai-edge-litert is not installed", "pip install polycast[litert]")
 
 
-def problems(model: Model) -> tuple[str, ...]:
-    """Name every op of ``model`` that cannot be written: sorted, all at once."""
+def problems(model: Model, *, for_ios: bool = False) -> tuple[str, ...]:
+    """Name every op of ``model`` that cannot be written, or that iOS has no runtime for: sorted, all at once."""
     from . import build
 
-    return build.problems(model)
+    return build.problems(model, for_ios=for_ios)
 
 
 def write(model: Model, folder: Path) -> Mapping[str, Any]:
@@ -79,7 +85,7 @@ def open_build(folder: Path, signature: Signature) -> CheckedSession:
         session = LiteRtSession(folder, _run.threads())
     except Exception as error:  # the runtime raises plain ValueError and RuntimeError for a file that is damaged
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"LiteRT cannot open the build: {line}") from error
+        raise InputError(f"LiteRT cannot open the build: {line}", _runner.DAMAGED) from error
     return CheckedSession(session.run_checked, signature)
 
 

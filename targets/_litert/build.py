@@ -9,31 +9,36 @@ from typing import Any
 
 from polycast.errors import UnsupportedError
 from polycast.model import Model
+from polycast.targetbase import cut, widen
 
 from .. import _runner
-from . import flatbuffer, metadata, run_litert
-from .open_dims import convert_any, rows
+from . import flatbuffer, metadata, older, run_litert
+from .open_dims import convert_any
 
 #: What the file is called.
 FILE = "model.tflite"
 
 
-def problems(model: Model) -> tuple[str, ...]:
-    """Name every op of ``model`` that cannot be written."""
-    return convert_any(model, rows(model))[1]
+def problems(model: Model, *, for_ios: bool = False) -> tuple[str, ...]:
+    """Name every op of ``model`` that cannot be written; for iOS, too, what its runtime is too old for."""
+    program, lacking = convert_any(model, model.batch)
+    return older.lacking(program) if for_ios and not lacking else lacking
 
 
 def write(model: Model, folder: Path) -> Mapping[str, Any]:
     """Write model.tflite and what runs it. Returns: the runtime facts for the manifest."""
-    symbol = rows(model)
+    symbol = model.batch
     program, lacking = convert_any(model, symbol)
     if lacking:
-        raise UnsupportedError(f"LiteRT lacks what this model needs: {', '.join(lacking)}")
+        raise UnsupportedError(
+            f"LiteRT lacks what this model needs: {', '.join(lacking)}", widen(lacking) or cut(lacking)
+        )
     signature = model.signature
     names = [port.name for port in signature.inputs], [port.name for port in signature.outputs]
     content = flatbuffer.write(program, names, metadata.of(model, program))
     if len(content) > flatbuffer.LARGEST:
-        raise UnsupportedError("a .tflite file holds 2 GiB at most, and this model is larger")
+        hint = "-p int8-weights stores weights in a quarter of the bytes of float32, -p int4 in an eighth"
+        raise UnsupportedError("a .tflite file holds 2 GiB at most, and this model is larger", hint)
     (folder / FILE).write_bytes(content)
     _runner.write(folder, run_litert)
     return {

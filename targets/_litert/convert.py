@@ -12,24 +12,28 @@ import onnx_ir as ir
 from polycast.model import Model, name_of
 
 from . import registry
-from .ends import FUSED, End, end_of
+from ._attributes import integer
+from .ends import FUSED, End, end_of, implied
 from .folding import fold, infer
 from .layout import plain
-from .program import Held, Program, Unsupported, implied
+from .program import Held, Program, Unsupported
+from .quantized import is_operand, is_weight
 from .registry import Converter
 from .rewriting import is_op
+from .straight import turns
 from .tensors import Grid, Subgraph, Tensor
 
 
 @dataclass(frozen=True)
 class Varying:
-    """Names of values that are known at each size, and differ between sizes.
+    """Names of values that are known at each size, and differ between sizes; and of some that are not known.
 
-    sizes: a few integers. computed: anything else, which the file has to compute.
+    sizes: a few integers. computed: anything else, which the file has to compute. cut: see ``straight.cut``.
     """
 
-    sizes: AbstractSet[str]
-    computed: AbstractSet[str]
+    sizes: AbstractSet[str] = frozenset()
+    computed: AbstractSet[str] = frozenset()
+    cut: AbstractSet[str] = frozenset()
 
 
 def convert(model: Model, varying: Varying | None = None) -> tuple[Subgraph, tuple[str, ...]]:
@@ -42,18 +46,20 @@ def convert(model: Model, varying: Varying | None = None) -> tuple[Subgraph, tup
     return found.run(), tuple(sorted(set(found.problems)))
 
 
-def foreseen(model: Model) -> Mapping[str, np.ndarray]:
-    """Give what is the same in every run of ``model``, whose shapes are fixed, by the name of the value."""
-    found = _Walk(model, Varying(frozenset(), frozenset()))
+def foreseen(model: Model) -> tuple[Mapping[str, np.ndarray], Mapping[str, tuple[int, ...]]]:
+    """Give what is the same in every run of ``model``, whose shapes are fixed, and shapes, by the names of values."""
+    found = _Walk(model, Varying())
     found.run()
-    return {value.name: array for value, array in found.program.arrays.items() if value.name}
+    to = found.program
+    arrays = {value.name: array for value, array in to.arrays.items() if value.name}
+    return arrays, {value.name: to.shape(value) for value in to.held if value.name}
 
 
 class _Walk:
     def __init__(self, model: Model, varying: Varying | None) -> None:
         self.model = model
         self.program = Program("main", varying is not None)
-        self.varying = varying or Varying(frozenset(), frozenset())
+        self.varying = varying or Varying()
         self.problems: list[str] = []
 
     def run(self) -> Subgraph:
@@ -106,7 +112,8 @@ class _Walk:
                 return
             infer(node, self.program, self.model.opset)
             if fold(node, self.program, self.model.opset) and not self._computes(node):
-                self._hold_straight(node)
+                if reason := turns(node, self.varying.sizes, self.varying.cut, self.program.array):
+                    self.program.refuse(reason)
                 return
             if converter is None:
                 self.problems.append(f"{what} (opset {self._opset(node)})")
@@ -122,8 +129,6 @@ class _Walk:
         condition = to.array(node.inputs[0])
         if condition is None:
             to.refuse("its condition is not constant")
-        if any(value.name in self.varying.sizes | self.varying.computed for value in _follows(node.inputs[0])):
-            to.refuse("which branch is taken may depend on a size")
         taken = node.attributes["then_branch" if condition.all() else "else_branch"].as_graph()
         for each in taken:
             self._node(each)
@@ -144,16 +149,15 @@ class _Walk:
             value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
         return True
 
-    def _hold_straight(self, node: ir.Node) -> None:
-        """Refuse a bound of a size, or a choice by it: the sizes tried may all lie on one side."""
-        to, sizes = self.program, self.varying.sizes
-        if node.op_type in ("Clip", "Max", "Min") and any(v is not None and v.name in sizes for v in node.inputs):
-            to.refuse("a size has a bound here that no size tried may reach")
-        compared = _follows(node.inputs[0]) if node.op_type == "Where" else []
-        if any(value.name in sizes for value in compared):
-            known = [array for value in compared if (array := to.array(value)) is not None]
-            if not any((array < 0).all() for array in known):  # no size is -1, which is how exporters spell "as it is"
-                to.refuse("which one is taken may depend on a size")
+    def _is_stored_for(self, node: ir.Node, codes: str, value: ir.Value) -> bool:
+        """Whether ``value`` is a constant that is stored in codes, such as kernels take where ``node`` reads it."""
+        found = self.program.stored(value)
+        if codes == "any":
+            return is_operand(found)
+        if value is node.inputs[1]:
+            turned = node.op_type == "Conv" or bool(integer(node, "transB", 0))
+            return is_weight(found, 0 if turned else 1)
+        return found is not None and found.grid is not None
 
     def _opset(self, node: ir.Node) -> int | str:
         return self.model.graph.opset_imports.get(node.domain, "?")
@@ -170,38 +174,34 @@ class _Walk:
         ends = {value: end_of(value) for value in node.outputs}
         codes = converter.codes(node) if callable(converter.codes) else converter.codes
         grid = self._grid(node, codes, ends)
-        if grid is None:
+        if raw := [v for v in node.inputs if v is not None and self._is_raw(v)]:
+            if not is_op(node, "QuantizeLinear", "DequantizeLinear") and (codes != "moves" or is_op(node, "Pad")):
+                to.refuse(f"it takes the codes of {raw[0].name} for numbers")
+            ends = {value: End(value) for value in node.outputs}
+        elif grid is None:
             ends = {value: _float_end(end) for value, end in ends.items()}
         else:
             ends = {value: end if _keeps_codes(end) else End(value) for value, end in ends.items()}
         to.begin(node, ends, converter.fuses, grid)
 
+    def _is_raw(self, value: ir.Value) -> bool:
+        """Whether ``value`` is codes for ONNX too, which come from a QuantizeLinear."""
+        is_float = value.dtype in (ir.DataType.FLOAT, None) and not is_op(value.producer(), "QuantizeLinear")
+        return self.program.has_codes(value) and not is_float
+
     def _grid(self, node: ir.Node, codes: str, ends: dict[ir.Value, End]) -> Grid | None:
         """Give the grid of the codes that ``node`` computes; None where it computes floats."""
         to = self.program
-        data = [v for v in (node.inputs if codes == "any" else node.inputs[:1]) if v is not None]
+        data = [v for v in (node.inputs if codes in ("any", "product") else node.inputs[:1]) if v is not None]
         if codes == "none" or not any(map(to.has_codes, data)):
             return None
-        if not all(to.has_codes(v) or to.stored(v) is not None for v in data):
+        if not all(to.has_codes(v) or self._is_stored_for(node, codes, v) for v in data):
             return None
         if codes == "moves":
             return to.grid_of(data[0])
         if not all(_keeps_codes(end) for end in ends.values()):
             return None
         return to.grid_of(data[0]) if codes == "same" else next(iter(ends.values())).grid
-
-
-def _follows(condition: ir.Value | None) -> list[ir.Value]:
-    """Give the numbers that ``condition`` is a comparison of, or several."""
-    found, pending = list[ir.Value](), [condition]
-    while pending:
-        one = pending.pop()
-        node = one.producer() if one is not None else None
-        if one is not None and node is not None and one.dtype == ir.DataType.BOOL:
-            pending += node.inputs
-        elif one is not None:
-            found.append(one)
-    return found
 
 
 def _keeps_codes(end: End) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from . import registry
+from ._attributes import integer, operand
 from .tensors import Grid
 
 #: The activations that LiteRT's operators apply to their own results, by the interval that they leave.
@@ -90,18 +91,33 @@ def _grid_behind(value: ir.Value) -> Grid | None:
     return _quantized(End(reader.outputs[0])).grid if codes == "moves" else None
 
 
+def implied(end: End, grid: Grid) -> bool:
+    """Whether rounding to ``grid`` cuts off what the activation of ``end`` would."""
+    low, high = grid.limits
+    return end.bounds[0] <= low and high <= end.bounds[1]
+
+
 def grid_of(node: ir.Node) -> Grid | None:
     """Give the int8 grid of a QuantizeLinear or DequantizeLinear of one scale, bit for bit; None for any other grid.
 
     The code ``q`` of uint8 is ``q - 128`` of int8: the same number.
     """
-    scale, zero = (constant(node.inputs[i]) if i < len(node.inputs) else None for i in (1, 2))
-    if scale is None or scale.size != 1 or scale.dtype != np.float32:
+    scale, zero = constant(node.inputs[1]), constant(operand(node, 2))
+    if scale is None or scale.size != 1 or scale.dtype != np.float32 or (operand(node, 2) is not None and zero is None):
         return None
-    if zero is None:
-        return Grid((float(scale.reshape(())),), -128) if len(node.inputs) < 3 else None
-    shift = {"uint8": 128, "int8": 0}.get(zero.dtype.name)
-    return None if shift is None else Grid((float(scale.reshape(())),), int(zero.reshape(())) - shift)
+    codes, at = _codes_of(node, zero), 0 if zero is None else int(zero.reshape(()))
+    if codes not in (ir.DataType.UINT8, ir.DataType.INT8):
+        return None
+    return Grid((float(scale.reshape(())),), at - (128 if codes == ir.DataType.UINT8 else 0))
+
+
+def _codes_of(node: ir.Node, zero: np.ndarray | None) -> ir.DataType | None:
+    """Give the type of the codes that a node gives or reads."""
+    if zero is not None:
+        return ir.DataType.from_numpy(zero.dtype)
+    if node.op_type == "QuantizeLinear":
+        return ir.DataType(integer(node, "output_dtype", 0) or ir.DataType.UINT8)
+    return node.inputs[0].dtype if node.inputs[0] is not None else None
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:

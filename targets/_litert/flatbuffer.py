@@ -185,6 +185,7 @@ def options_of(kind: str, schema: Any) -> str | None:
 
 def packed(codes: np.ndarray) -> bytes:
     """Give int4 codes two to a byte, the first in the low bits."""
+    assert not codes.size or (codes.min() >= -8 and codes.max() <= 7), "codes of more than 4 bits"
     flat = codes.reshape(-1).astype(np.uint8) & 15
     low, high = flat[0::2], np.append(flat, 0)[1::2] if flat.size % 2 else flat[1::2]
     return (low | high << 4).astype(np.uint8).tobytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -46,16 +47,28 @@ def _dequantized(old: ir.Value, codes: ir.Value | None, scale: np.ndarray, axis:
     substitute(old, "DequantizeLinear", [codes, held(vector, f"{old.name}.scale")], axis=axis)
 
 
-def _made_of(codes: ir.Value | None) -> ir.Value | None:
-    """Give the floats that ``codes`` are made of as the model runs; None where they are none of such."""
+def _made_of(codes: ir.Value | None, zero: ir.Value | None, scale: ir.Value | None = None) -> ir.Value | None:
+    """Give the floats that ``codes`` are made of as the model runs, and stand for; None where they do not.
+
+    zero, scale: what a product takes for those of the codes, a scale of None for what is known to be theirs.
+    """
     node = codes.producer() if codes is not None else None
     if node is None or codes is not node.outputs[0]:
         return None
     if is_op(node, "DynamicQuantizeLinear"):
-        return node.inputs[0]
+        return node.inputs[0] if zero is node.outputs[2] and scale in (None, node.outputs[1]) else None
     if is_op(node, "QuantizeLinear") and "block_size" in node.attributes and constant(node.inputs[1]) is None:
-        return node.inputs[0]
+        own = _filled_with(operand(node, 2))
+        return node.inputs[0] if scale is node.inputs[1] and own is not None and own == _filled_with(zero) else None
     return None
+
+
+def _filled_with(value: ir.Value | None) -> int | None:
+    """Give the one number that every element of a constant is, or of a ConstantOfShape; None for any other value."""
+    node = value.producer() if value is not None else None
+    filled = node is not None and is_op(node, "ConstantOfShape") and "value" in node.attributes
+    array = node.attributes["value"].as_tensor().numpy() if node is not None and filled else constant(value)
+    return int(array.flat[0]) if array is not None and array.size and (array == array.flat[0]).all() else None
 
 
 def _weight(codes: ir.Value | None, scale: np.ndarray | None, zero: ir.Value | None, axis: int) -> ir.Value | None:
@@ -84,7 +97,8 @@ def fused_product(node: ir.Node) -> None:
     """Turn a MatMulIntegerToFloat of codes that are made as the model runs into a product by the weights alone."""
     if node.op_type != "MatMulIntegerToFloat":
         return
-    x, w, scale = _made_of(node.inputs[0]), node.inputs[1], constant(node.inputs[3])
+    w, scale = node.inputs[1], constant(node.inputs[3])
+    x = _made_of(node.inputs[0], operand(node, 4), node.inputs[2])
     shape = constant_shape(w)
     if x is None or shape is None or len(shape) != 2:
         return
@@ -118,10 +132,10 @@ def integer_product(node: ir.Node) -> None:
     found = _scaled(node) if is_op(node, "MatMulInteger") else None
     if found is None:
         return
-    x, shape = _made_of(node.inputs[0]), constant_shape(node.inputs[1])
-    if x is None or shape is None or len(shape) != 2:
-        return
+    x, shape = _made_of(node.inputs[0], operand(node, 2)), constant_shape(node.inputs[1])
     y, scale = found
+    if x is None or shape is None or len(shape) != 2 or not _lies_along(scale.shape, 1):
+        return
     weight = _weight(node.inputs[1], scale, operand(node, 3), 1)
     if weight is not None:
         _before(node, weight)
@@ -134,17 +148,25 @@ def integer_convolution(node: ir.Node) -> None:
     if found is None:
         return
     y, scale = found
-    x, weight = _made_of(node.inputs[0]), _weight(node.inputs[1], scale, operand(node, 3), 0)
-    if x is None or weight is None:
+    x, shape = _made_of(node.inputs[0], operand(node, 2)), constant_shape(node.inputs[1])
+    if x is None or shape is None or not _lies_along(scale.shape, len(shape) - 1):
+        return
+    weight = _weight(node.inputs[1], scale, operand(node, 3), 0)
+    if weight is None:
         return
     _before(node, weight)
-    bias, last = _channel_bias(y, scale.shape[0])
+    bias, last = _channel_bias(y, shape)
     inputs = [x, weight, *([bias] if bias is not None else [])]
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     substitute(last, "Conv", inputs, **attributes, hybrid=1)
 
 
-def _channel_bias(y: ir.Value, channels: int) -> tuple[ir.Value | None, ir.Value]:
+def _lies_along(shape: tuple[int, ...], place: int) -> bool:
+    """Whether no axis but that at ``place`` from the end has another size than 1."""
+    return prod(shape) == 1 or (len(shape) >= place and shape[-place] == prod(shape))
+
+
+def _channel_bias(y: ir.Value, kernel: tuple[int, ...]) -> tuple[ir.Value | None, ir.Value]:
     """Give the constant for each channel that is added to ``y``, [C, 1, …], and the sum; or nothing, and ``y``."""
     reader = only_reader(y)
     if reader is None or not is_op(reader[0], "Add"):
@@ -153,7 +175,7 @@ def _channel_bias(y: ir.Value, channels: int) -> tuple[ir.Value | None, ir.Value
     turned = value.producer() if value is not None else None
     array = constant(turned.inputs[0] if turned is not None and is_op(turned, "Reshape") else value)
     shape = value.shape.numpy() if value is not None and value.shape is not None and value.shape.is_static() else ()
-    if array is None or array.size != channels or shape[:1] != (channels,) or any(size != 1 for size in shape[1:]):
+    if array is None or array.size != kernel[0] or shape != (kernel[0], *(1 for _ in kernel[2:])):
         return None, y
     return held(array.reshape(-1), f"{y.name}.bias"), reader[0].outputs[0]
 
@@ -168,7 +190,7 @@ def blocked(node: ir.Node) -> None:
     if producer is None or not is_op(producer, "DequantizeLinear") or "block_size" not in producer.attributes:
         return
     codes, scales = constant(producer.inputs[0]), constant(producer.inputs[1])
-    if codes is None or scales is None or codes.ndim != 2 or len(producer.inputs) > 2:
+    if codes is None or scales is None or codes.ndim != 2 or len(producer.inputs) > 2 or codes.dtype.name != "int4":
         return
     if producer.attributes["axis"].as_int() % 2 != int(turned):
         return

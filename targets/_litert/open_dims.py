@@ -7,6 +7,7 @@ file, and it runs at any size that a runner tells it; where they do not, the use
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +16,16 @@ from onnx.shape_inference import InferenceError
 from polycast.model import Model
 from polycast.reading.dims import fix_dims
 
-from .._tvm.static import batch
 from .convert import Varying, convert, foreseen
 from .lowering import lowered
 from .merging import merged
+from .straight import cut
 from .tensors import Subgraph
 
 #: The sizes that are tried together: even and odd, since padding may depend on that, and some a multiple of 32. There
-#: are models for long inputs alone, and models whose tables end early.
-_SIZES = ((160, 137, 98), (576, 545, 482), (61, 45, 34))
+#: are models for long inputs alone, and models whose tables end early. No number divides all that they differ by, so
+#: that what divides a sum of them divides it at every size.
+_SIZES = ((160, 137, 99), (576, 545, 481), (61, 44, 35))
 #: By how much the sizes of two dimensions differ, so that one cannot pass for the other; and up to how much more, not
 #: always the same, so that one cannot pass for the other and a number.
 _APART, _MORE = 32, 7
@@ -33,28 +35,6 @@ _MISFITS = (ArithmeticError, LookupError, ValueError, InferenceError)
 
 #: As many integers as a shape has at most, and twice as many for what is put around each axis.
 _FEW = 16
-
-
-def rows(model: Model) -> str | None:
-    """Give the symbol of the rows that ``model`` treats alike: of which each output has as many as each input.
-
-    Exporters lose the name on the way to an output, so that two sizes are tried where the names do not tell.
-    """
-    if (known := batch(model)) is not None:
-        return known
-    firsts = {port.shape[0] if port.shape else None for port in model.signature.inputs}
-    symbol = firsts.pop() if len(firsts) == 1 else None
-    others = {dim for port in model.signature.inputs for dim in (port.shape or ())[1:]}
-    if not isinstance(symbol, str) or symbol == "?" or symbol in others:
-        return None
-    for size in _SIZES[0][:2]:
-        try:
-            program, problems = convert(lowered(_at(model, size, None)))
-        except _MISFITS:
-            return None
-        if problems or any(tensor.shape[:1] != (size,) for tensor in program.outputs):
-            return None
-    return symbol
 
 
 def convert_any(model: Model, batch: str | None) -> tuple[Subgraph, tuple[str, ...]]:
@@ -81,7 +61,8 @@ def convert_any(model: Model, batch: str | None) -> tuple[Subgraph, tuple[str, .
 def _converted(model: Model, sizes: Sequence[int], batch: str | None) -> Subgraph | tuple[str, ...]:
     """Convert ``model`` at several sizes into one program. Returns: it, or what cannot be written."""
     examples = [lowered(_at(model, size, batch)) for size in sizes]
-    varying = _varying([foreseen(example) for example in examples])
+    arrays, shapes = zip(*(foreseen(example) for example in examples), strict=True)
+    varying = _varying(arrays, cut(examples[0].graph.graph, shapes))
     programs: list[Subgraph] = []
     for example in examples:
         program, problems = convert(example, varying)
@@ -95,12 +76,12 @@ def _converted(model: Model, sizes: Sequence[int], batch: str | None) -> Subgrap
     return (f"the size of {names} is not fixed, and {found} depends on it",)
 
 
-def _varying(known: Sequence[Mapping[str, np.ndarray]]) -> Varying:
+def _varying(known: Sequence[Mapping[str, np.ndarray]], cut: AbstractSet[str]) -> Varying:
     """Name the values that differ between sizes."""
     every = {name: [each.get(name) for each in known] for name in set().union(*known)}
     differ = {name: arrays for name, arrays in every.items() if not _equal(arrays)}
     sizes = {name for name, arrays in differ.items() if _are_few(arrays)}
-    return Varying(sizes, differ.keys() - sizes)
+    return Varying(sizes, differ.keys() - sizes, cut)
 
 
 def _equal(arrays: Sequence[np.ndarray | None]) -> bool:

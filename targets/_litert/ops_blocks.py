@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ._attributes import integer, operand
+from .biases import read_bias
 from .ops_matmul import depth_last
 from .program import Program
 from .registry import converts
@@ -33,7 +34,7 @@ def linear_blocks(node: ir.Node, to: Program) -> None:
     if short:
         tensor = _padded(to, tensor, short)
     weight = matrix(to, np.pad(codes, ((0, short), (0, 0))).T, scales.T, block)
-    added = to.zero_bias(weight.shape[0], tensor, weight) if bias is None else to.read(bias)
+    added = read_bias(to, bias, weight.shape[0], tensor, weight)
     shape = (*tensor.shape[:-1], weight.shape[0])
     y = to.emit("FULLY_CONNECTED", [tensor, weight, added], shape, keepNumDims=True)
     to.give(node.outputs[0], y, order)

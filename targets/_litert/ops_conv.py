@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ._attributes import operand
+from .biases import read_bias
 from .layout import NHWC, Order
 from .program import Program
 from .registry import converts
@@ -18,7 +19,7 @@ from .windows import VALID, Window, groups, window
 _NWC: Order = (0, 2, 1)
 
 
-@converts("Conv", fuses=True, codes="any")
+@converts("Conv", fuses=True, codes="product")
 def conv(node: ir.Node, to: Program) -> None:
     """Write x: [N, C, *spatial], w: [M, C / groups, *kernel], with its bias and its activation."""
     x, w = node.inputs[0], node.inputs[1]
@@ -43,7 +44,7 @@ def conv(node: ir.Node, to: Program) -> None:
     if not is_depthwise and result[1] % groups(node):
         to.refuse("its groups differ in size")
     weight = _weight(to, w, is_depthwise, flat)
-    bias = _bias(node, to, result[1], weight, tensor)
+    bias = read_bias(to, operand(node, 2), result[1], tensor, weight)
     options: dict[str, Any] = {
         "padding": padding,
         "strideH": slides.stride[0],
@@ -76,12 +77,3 @@ def _weight(to: Program, value: ir.Value, is_depthwise: bool, flat: bool) -> Ten
     rank = len(to.shape(value))
     order = (1, *range(2, rank), 0) if is_depthwise else (0, *range(2, rank), 1)
     return to.read(value, order, 1 if flat else None)
-
-
-def _bias(node: ir.Node, to: Program, channels: int, weight: Tensor, x: Tensor) -> Tensor:
-    value = operand(node, 2)
-    if value is not None:
-        if to.array(value) is None and to.stored(value) is None:
-            to.refuse("its bias is not constant")
-        return to.read(value)
-    return to.zero_bias(channels, x, weight)

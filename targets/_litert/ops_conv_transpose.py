@@ -5,6 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from ._attributes import integers, operand, text
+from .biases import read_bias
 from .layout import NHWC
 from .program import Program
 from .registry import converts
@@ -12,7 +13,7 @@ from .tensors import Tensor
 from .windows import SAME, VALID, groups
 
 
-@converts("ConvTranspose", codes="any")
+@converts("ConvTranspose", codes="product")
 def conv_transpose(node: ir.Node, to: Program) -> None:
     """Write x: [N, C, H, W], w: [C, M, kH, kW], with its bias: as far as it reaches; then what is wanted is cut out."""
     x, w, y = node.inputs[0], node.inputs[1], node.outputs[0]
@@ -30,8 +31,7 @@ def conv_transpose(node: ir.Node, to: Program) -> None:
     stride = integers(node, "strides", (1, 1))
     reach = tuple((n - 1) * s + k for n, s, k in zip(shape[2:], stride, weight.shape[1:3], strict=True))
     before = _before(node, reach, result[2:])
-    value = operand(node, 2)
-    bias = to.zero_bias(result[1], tensor, weight) if value is None else to.read(value)
+    bias = read_bias(to, operand(node, 2), result[1], tensor, weight)
     is_same = all(
         out == n * s and b == max(r - out, 0) // 2 and r >= out
         for n, s, r, b, out in zip(shape[2:], stride, reach, before, result[2:], strict=True)

@@ -38,7 +38,7 @@ def extreme(node: ir.Node, to: Program) -> None:
 @converts("Sum", fuses=True)
 def total(node: ir.Node, to: Program) -> None:
     """Write the sum of any number of operands."""
-    _combine(node, to, "ADD")
+    _combine(node, to, "ADD", fusedActivationFunction=to.activation)
 
 
 @converts("Pow")
@@ -46,15 +46,12 @@ def power(node: ir.Node, to: Program) -> None:
     """Write ``x ** y``; a square and a root by operators of their own."""
     x, exponent = node.inputs[0], to.array(node.inputs[1])
     assert x is not None
-    kind = {2.0: "SQUARE", 0.5: "SQRT", -0.5: "RSQRT"}.get(float(exponent.reshape(()))) if _one(exponent) else None  # type: ignore[union-attr]
+    one = exponent is not None and exponent.size == 1 and exponent.ndim <= len(to.shape(x))
+    kind = {2.0: "SQUARE", 0.5: "SQRT", -0.5: "RSQRT"}.get(float(exponent.reshape(()))) if one else None  # type: ignore[union-attr]
     if kind is not None and to.dtype(x) == "float32":
         _map(node, to, kind)
     else:
         _combine(node, to, "POW")
-
-
-def _one(array: np.ndarray | None) -> bool:
-    return array is not None and array.size == 1
 
 
 def _combine(node: ir.Node, to: Program, kind: str, **options: Any) -> None:
@@ -327,4 +324,6 @@ def dequantize(node: ir.Node, to: Program) -> None:
     assert codes is not None
     if not to.has_codes(codes):
         to.refuse("what it reads is not on a grid of 8 bits with one scale")
+    if grid_of(node) != to.grid_of(codes):
+        to.refuse("its grid is another than that of the codes that it reads")
     to.alias(node.outputs[0], codes)

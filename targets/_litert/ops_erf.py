@@ -12,6 +12,9 @@ from .tensors import Tensor
 #: Numbers under this count as 0, whose quotients below would be none.
 _LEAST = 1e-18
 
+#: Numbers over this count as this, whose erf is 1 in float32: infinity would give quotients that are none.
+_MOST = 10.0
+
 
 @converts("Gelu")
 def gelu(node: ir.Node, to: Program) -> None:
@@ -34,6 +37,8 @@ def erf(node: ir.Node, to: Program) -> None:
     order = to.common_order([x], len(to.shape(x)))
     tensor = to.read(x, order)
     y = to.emit("MUL", [tensor, to.number(2**0.5)], tensor.shape)
+    for kind, bound in (("MAXIMUM", -_MOST), ("MINIMUM", _MOST)):
+        y = to.emit(kind, [to.number(bound), y], y.shape)  # in this order, of which NaN comes out as NaN
     size = to.emit("MAXIMUM", [to.emit("ABS", [y], y.shape), to.number(_LEAST)], y.shape)
     both = to.emit("ADD", [_gelu(to, y, False), _gelu(to, to.emit("NEG", [y], y.shape), False)], y.shape)
     sign = to.emit("DIV", [y, size], y.shape)

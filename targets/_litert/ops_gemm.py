@@ -6,12 +6,13 @@ import numpy as np
 import onnx_ir as ir
 
 from ._attributes import integer, number, operand
+from .biases import read_bias
 from .flat import in_place
 from .program import Program
 from .registry import converts
 
 
-@converts("Gemm", fuses=True, codes="any")
+@converts("Gemm", fuses=True, codes="product")
 def gemm(node: ir.Node, to: Program) -> None:
     """Write ``alpha * x @ w + beta * bias``, x: [M, K], w: [K, N] or [N, K] constant."""
     x, w, bias = node.inputs[0], node.inputs[1], operand(node, 2)
@@ -32,13 +33,11 @@ def gemm(node: ir.Node, to: Program) -> None:
     channels = weight.shape[0]
     shape = (tensor.shape[0], channels)
     added = to.array(bias)
-    if bias is None:
-        b = to.zero_bias(channels, tensor, weight)
-    elif added is not None and added.size in (1, channels) and added.shape[-1:] in ((), (1,), (channels,)):
+    if added is not None and bias is not None and (added.size == 1 or added.size == added.shape[-1] == channels):
         b = to.constant(np.broadcast_to(added.reshape(-1) * np.float32(beta), channels), name=bias.name)
-    elif to.stored(bias) is not None and beta == 1.0:
-        b = to.read(bias)
+    elif bias is None or beta == 1.0:
+        b = read_bias(to, bias, channels, tensor, weight)
     else:
-        to.refuse("its bias is not one constant for each output")
+        to.refuse("its beta is not in its bias")
     y = to.emit("FULLY_CONNECTED", [tensor, weight, b], shape, fusedActivationFunction=to.activation)
     to.give(node.outputs[0], y)

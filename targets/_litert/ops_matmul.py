@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ._attributes import operand
+from .biases import read_bias
 from .flat import in_place
 from .layout import Order, plain
 from .program import Program
@@ -14,7 +15,7 @@ from .rewriting import DOMAIN
 from .tensors import Tensor
 
 
-@converts("Linear", domain=DOMAIN, fuses=True, codes="any")
+@converts("Linear", domain=DOMAIN, fuses=True, codes="product")
 def linear(node: ir.Node, to: Program) -> None:
     """Write ``x @ w + bias``, x: [..., K], w: [K, N] constant, bias: [N] constant."""
     x, w, bias = node.inputs[0], node.inputs[1], operand(node, 2)
@@ -22,7 +23,7 @@ def linear(node: ir.Node, to: Program) -> None:
     order = depth_last(x, to)
     tensor = to.read(x, order)
     tensor, weight = in_place(to, tensor, to.read_weight(w, x, (1, 0)))
-    added = to.zero_bias(weight.shape[0], tensor, weight) if bias is None else to.read(bias)
+    added = read_bias(to, bias, weight.shape[0], tensor, weight)
     tensor, inner = (to.reshaped(tensor, (1, *tensor.shape)), ()) if not tensor.shape[:-1] else (tensor, order[:-1])
     y = to.emit(
         "FULLY_CONNECTED",

@@ -63,6 +63,8 @@ def reduce_log_sum_exp(node: ir.Node, to: Program) -> None:
     """Write ``log(sum(exp(x)))`` over some axes; the largest x is taken out of it first, so that nothing overflows."""
 
     def found(x: Tensor, axes: Sequence[int]) -> Tensor:
+        if not axes:
+            return x
         largest = _along(to, "REDUCE_MAX", x, axes)
         less = to.emit("EXP", [to.emit("SUB", [x, largest], x.shape)], x.shape)
         logarithm = to.emit("LOG", [_along(to, "SUM", less, axes)], largest.shape)
@@ -79,7 +81,7 @@ def _reduced(node: ir.Node, to: Program, reduce: Callable[[Tensor, Sequence[int]
     order = to.common_order([x], rank)
     tensor = to.read(x, order)
     axes = _axes(node, to, rank)
-    y = reduce(tensor, tuple(sorted(order.index(axis) for axis in axes))) if axes else tensor
+    y = reduce(tensor, tuple(sorted(order.index(axis) for axis in axes)))
     if not integer(node, "keepdims", 1):
         y = to.reshaped(y, [tensor.shape[i] for i, axis in enumerate(order) if axis not in axes])
         order = without(order, axes)
@@ -100,6 +102,8 @@ def _axes(node: ir.Node, to: Program, rank: int) -> tuple[int, ...]:
 
 
 def _along(to: Program, kind: str, x: Tensor, axes: Sequence[int]) -> Tensor:
+    if not axes:
+        return x
     kept = tuple(1 if axis in axes else size for axis, size in enumerate(x.shape))
     return to.emit(kind, [x, to.ints(axes)], kept, keepDims=True)
 

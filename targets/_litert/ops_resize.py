@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ._attributes import integer, operand, text
+from ._attributes import integer, integers, operand, text
 from .layout import NHWC
 from .program import Program
 from .registry import Codes, converts
@@ -41,13 +41,20 @@ def resize(node: ir.Node, to: Program) -> None:
 
 def _scales(node: ir.Node, to: Program, shape: tuple[int, ...], result: tuple[int, ...]) -> tuple[float, float]:
     """Give the scales of the two axes as ONNX computes coordinates with them."""
-    value = operand(node, 2)
-    scales = to.array(value)
-    if value is not None and scales is None:
+    scales, sizes = (to.array(operand(node, at)) for at in (2, 3))
+    axes = [axis % len(shape) for axis in integers(node, "axes", range(len(shape)))]
+    if operand(node, 2) is not None and scales is None:
         to.refuse("its scales are not constant")
-    if scales is not None and scales.size == 4:
-        return float(scales[2]), float(scales[3])
-    return result[2] / shape[2], result[3] / shape[3]
+    if scales is None or not scales.size:
+        policy = text(node, "keep_aspect_ratio_policy", "stretch")
+        if policy == "stretch":
+            return result[2] / shape[2], result[3] / shape[3]
+        if sizes is None:
+            to.refuse("its sizes are not constant")
+        ratios = [size / shape[axis] for axis, size in zip(axes, sizes.tolist(), strict=True)]
+        scales = np.full(len(axes), min(ratios) if policy == "not_larger" else max(ratios))
+    by_axis = dict(zip(axes, map(float, scales), strict=True))
+    return by_axis.get(2, 1.0), by_axis.get(3, 1.0)
 
 
 def _coordinates(node: ir.Node, to: Program, size: int, result: int, scale: float) -> np.ndarray:

@@ -138,7 +138,9 @@ def cut(node: ir.Node, to: Program) -> None:
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         if any(shape[axis % rank] < abs(bound) < _ENDLESS for bound in (start, end)):
             to.subgraph.short[f"{node.outputs[0].name}.{axis % rank}"] = shape[axis % rank]
-        slices[axis % rank] = slice(start, end if step > 0 or end >= -shape[axis % rank] else None, step)
+        if step < 0:  # ONNX begins at the first element then, where Python finds none
+            start, end = max(start, -shape[axis % rank]), end if end >= -shape[axis % rank] else None
+        slices[axis % rank] = slice(start, end, step)
     order = to.common_order([x], rank)
     tensor = to.read(x, order)
     ranges = [range(shape[axis])[slices[axis]] for axis in order]

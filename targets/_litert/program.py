@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ._attributes import integer
-from .ends import FUSED, End, constant
+from .ends import FUSED, End, constant, implied
 from .kernels import lacking
 from .layout import Order, between, broadcast, moves_data, physical, plain
-from .quantized import Stored, stored
+from .quantized import Stored, is_weight, stored
 from .tensors import Grid, Operator, Subgraph, Tensor
 
 #: How the schema numbers the activations that an operator applies to its own result.
@@ -81,7 +81,7 @@ class Program:
         end = next(iter(self.ends.values()))
         if not self._fuses or end.activation is None or (self.grid is not None and implied(end, self.grid)):
             return 0
-        return _ACTIVATIONS[FUSED[end.bounds]]
+        return _ACTIVATIONS[FUSED.get(end.bounds, "NONE")]  # any other is implied by the grid that follows
 
     def refuse(self, reason: str) -> NoReturn:
         """Give up on this node. Raises: Unsupported."""
@@ -162,9 +162,7 @@ class Program:
         their own as it runs, and multiplies integers.
         """
         codes = self.stored(value)
-        if codes is None or codes.grid is None or codes.codes.dtype != np.int8 or codes.grid.zero:
-            return self.read(value, order)
-        if not self.has_codes(x):
+        if codes is None or not is_weight(codes, order[0]) or not self.has_codes(x):
             return self.read(value, order)
         return self.constant(*codes.moved(order), name=value.name)
 
@@ -306,14 +304,6 @@ class Program:
             grid = Grid(grid.scale, grid.zero, grid.axis + 1)
         return self.constant(np.expand_dims(tensor.data, at), grid, tensor.name)
 
-    def zero_bias(self, channels: int, x: Tensor, weight: Tensor) -> Tensor:
-        """Give a bias of nothing, for kernels that want one: int32 at the scale of the products where x is codes."""
-        if x.grid is None or weight.grid is None:
-            return self.constant(np.zeros(channels, np.float32), name="zeros")
-        product = np.float32(x.grid.scale[0]) * np.array(weight.grid.scale, np.float32)
-        axis = None if len(weight.grid.scale) == 1 else 0
-        return self.constant(np.zeros(channels, np.int32), Grid(tuple(map(float, product)), 0, axis), "zeros")
-
     # Giving.
 
     def give(self, value: ir.Value, tensor: Tensor, order: Order | None = None) -> None:
@@ -326,6 +316,7 @@ class Program:
         if self.integer and end.grid is not None:
             self._give_codes(end, tensor, order)
         elif not self.integer and self._fuses and end.activation is not None:
+            tensor = self._activated(tensor, end)
             tensor.least = max(end.bounds[0], tensor.least if tensor.least is not None else -np.inf)
             self.done.add(end.activation)
             self._hold(end.value, tensor, order)
@@ -336,14 +327,24 @@ class Program:
         assert end.grid is not None
         if end.activation is not None:
             self.done.add(end.activation)
-            if not self._fuses and not implied(end, end.grid):
-                tensor = self.emit(FUSED[end.bounds], [tensor], tensor.shape, grid=tensor.grid)
+            if not implied(end, end.grid):
+                tensor = self._activated(tensor, end)
         tensor = self.requantized(tensor, end.grid)
         for node in end.quantize:
             self.done.add(node)
             self._hold(node.outputs[0], tensor, order)
         if not end.quantize:
             self._hold(end.value, tensor, order)
+
+    def _activated(self, tensor: Tensor, end: End) -> Tensor:
+        """Apply the activation of ``end``, unless what made ``tensor`` has done so, or its grid has no other codes."""
+        kind, maker = FUSED[end.bounds], self.makers.get(tensor)
+        while maker is not None and maker.kind == "RESHAPE" and maker.inputs[0] is not None:
+            maker = self.makers.get(maker.inputs[0])
+        fused = maker is not None and maker.options.get("fusedActivationFunction") == _ACTIVATIONS[kind]
+        if fused or (self._fuses and tensor.grid is not None and implied(end, tensor.grid)):
+            return tensor
+        return self.emit(kind, [tensor], tensor.shape, grid=tensor.grid)
 
     def _hold(self, value: ir.Value, tensor: Tensor, order: Order) -> None:
         self.held.setdefault(value, []).append(Held(tensor, order))
@@ -391,9 +392,3 @@ class Program:
             name = f"{wish}_{count}"
         self._taken.add(name)
         return name
-
-
-def implied(end: End, grid: Grid) -> bool:
-    """Whether rounding to ``grid`` cuts off what the activation of ``end`` would."""
-    low, high = grid.limits
-    return end.bounds[0] <= low and high <= end.bounds[1]

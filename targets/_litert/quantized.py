@@ -39,6 +39,18 @@ class Stored:
         return numbers
 
 
+def is_operand(codes: Stored | None) -> bool:
+    """Whether kernels take ``codes`` beside codes that are computed: one scale, and any zero."""
+    return codes is not None and codes.grid is not None and codes.codes.dtype == np.int8 and codes.grid.axis is None
+
+
+def is_weight(codes: Stored | None, outputs: int) -> bool:
+    """Whether kernels multiply codes by ``codes``: zero at 0, and one scale, or one for each index of ``outputs``."""
+    if codes is None or codes.grid is None or codes.codes.dtype != np.int8:
+        return False
+    return codes.grid.zero == 0 and codes.grid.axis in (None, outputs)
+
+
 def stored(value: ir.Value) -> Stored | None:
     """Read the constant that the DequantizeLinear behind ``value`` reads; None where there is none, or blocks.
 

@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 Convert = Callable[["ir.Node", "Program"], None]
 
-#: What an operator does on int8 codes: nothing; computes, and may give codes of any grid; computes, and gives codes of
-#: the grid that it reads; gives some of the codes that it reads, so that it never has to leave them.
-Codes = Literal["none", "any", "same", "moves"]
+#: What an operator does on int8 codes: nothing; computes, and may give codes of any grid; the same, of one operand by a
+#: weight, with a bias; computes, and gives codes of the grid that it reads; gives some of the codes that it reads, so
+#: that it never has to leave them.
+Codes = Literal["none", "any", "product", "same", "moves"]
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class LiteRtSession:
         self.outputs = [each["index"] for each in self.interpreter.get_output_details()]
         self.sizes = [each["shape_signature"].tolist() or each["shape"].tolist() for each in details]  # -1: any
         self.shapes: list[tuple[int, ...]] | None = None
+        self.one_at_a_time = threading.Lock()
         self.is_open = any(-1 in size for size in self.sizes)
         if not self.is_open:
             self._allocate([tuple(size) for size in self.sizes])
@@ -53,12 +55,13 @@ class LiteRtSession:
     def compute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Run on arrays of shapes that the file was made for, in the order of its inputs."""
         shapes = [array.shape for array in arrays]
-        if shapes != self.shapes:
-            self._allocate(shapes)
-        for index, array in zip(self.inputs, arrays, strict=True):
-            self.interpreter.set_tensor(index, array)
-        self.interpreter.invoke()
-        return [self.interpreter.get_tensor(index) for index in self.outputs]
+        with self.one_at_a_time:  # inputs and outputs have their places in the interpreter
+            if shapes != self.shapes:
+                self._allocate(shapes)
+            for index, array in zip(self.inputs, arrays, strict=True):
+                self.interpreter.set_tensor(index, array)
+            self.interpreter.invoke()
+            return [self.interpreter.get_tensor(index) for index in self.outputs]
 
     def _allocate(self, shapes: list[tuple[int, ...]]) -> None:
         self.shapes = None

@@ -118,8 +118,7 @@ _SIZE = 16
 
 def oldest(operators: Iterable[Operator]) -> str:
     """Give the first release that knows every one of ``operators`` in its version; 1.5.0 is the first of all."""
-    releases = (_release(operator.kind, version(operator)) for operator in operators)
-    return max(releases, key=_parts, default="1.5.0")
+    return max(map(came_with, operators), key=_parts, default="1.5.0")
 
 
 def entry(operators: Iterable[Operator]) -> bytes:
@@ -127,9 +126,15 @@ def entry(operators: Iterable[Operator]) -> bytes:
     return oldest(operators).encode().ljust(_SIZE, b"\0")
 
 
-def _release(kind: str, number: int) -> str:
-    releases = _BY_OPERATOR.get(kind, [])
+def came_with(operator: Operator) -> str:
+    """Give the release that brought ``operator`` in its version."""
+    releases, number = _BY_OPERATOR.get(operator.kind, []), version(operator)
     return releases[number - 1] if number <= len(releases) else "1.5.0"  # what is not listed says nothing
+
+
+def is_newer(release: str, other: str) -> bool:
+    """Whether ``release`` came after ``other``."""
+    return _parts(release) > _parts(other)
 
 
 def _parts(release: str) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ class Tensor(val type: String, val shape: LongArray, val bytes: ByteBuffer) {
 
     fun longs() = LongArray(bytes.remaining() / 8).also { bytes.duplicate().order(ByteOrder.LITTLE_ENDIAN).asLongBuffer().get(it) }
 
+    fun array() = ByteArray(bytes.remaining()).also { bytes.duplicate().get(it) }
+
     /** Row [index] of a batch, for a model that was made for one row. */
     fun row(index: Int): Tensor {
         val size = bytes.remaining() / shape[0].toInt()
@@ -49,13 +51,32 @@ class Golden(assets: AssetManager) {
 
     fun output(sample: Int, name: String): Tensor = arrays.getValue("$sample/output/$name")
 
-    /** The largest deviation of [found] from [wanted], as a share of the largest wanted value. */
-    fun deviation(wanted: FloatArray, found: FloatArray): Double {
-        if (wanted.size != found.size) return Double.POSITIVE_INFINITY
-        val largest = wanted.maxOfOrNull { abs(it) } ?: 0f
-        val gap = wanted.indices.maxOfOrNull { abs(wanted[it] - found[it]) } ?: 0f
-        if (gap.isNaN()) return Double.POSITIVE_INFINITY
-        return if (largest > 0) gap.toDouble() / largest else gap.toDouble()
+    /** Whether there is anything to compare: a build that ran nowhere has no golden samples. */
+    val isThere: Boolean get() = count > 0 && outputs.isNotEmpty()
+
+    /**
+     * How far [found], little-endian elements, is from [wanted]: of floats the largest deviation as a share of the
+     * largest wanted value, of integers and booleans the share that differs.
+     */
+    fun deviation(wanted: Tensor, found: ByteArray): Double {
+        if (wanted.bytes.remaining() != found.size) return Double.POSITIVE_INFINITY
+        if (wanted.type == "<f4") return gap(wanted.floats(), Tensor(wanted.type, wanted.shape, ByteBuffer.wrap(found)).floats())
+        require(wanted.type[1] in "biu") { "an output of ${wanted.type}: add it here" }
+        val size = wanted.type.drop(2).toInt()
+        val alike = wanted.array().toList().chunked(size).zip(found.toList().chunked(size)) { want, got -> want == got }
+        return if (alike.isEmpty()) 0.0 else alike.count { !it }.toDouble() / alike.size
+    }
+
+    private fun gap(wanted: FloatArray, found: FloatArray): Double {
+        var largest = 0.0
+        var gap = 0.0
+        for ((want, got) in wanted.zip(found)) {
+            if (want.isFinite() && got.isFinite()) {
+                largest = maxOf(largest, abs(want.toDouble()))
+                gap = maxOf(gap, abs(got.toDouble() - want))
+            } else if (want != got && !(want.isNaN() && got.isNaN())) return Double.POSITIVE_INFINITY
+        }
+        return if (largest > 0) gap / largest else gap
     }
 
     private fun names(ports: JSONArray) = List(ports.length()) { ports.getJSONObject(it).getString("name") }

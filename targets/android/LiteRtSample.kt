@@ -9,35 +9,33 @@ import android.util.Log
 import com.google.ai.edge.litert.Accelerator
 import com.google.ai.edge.litert.CompiledModel
 import com.google.ai.edge.litert.TensorBuffer
+import java.io.ByteArrayOutputStream
+import java.nio.ByteBuffer
+import java.nio.ByteOrder
 
 private const val TAG = "polycast"
 private const val RUNS = 50
 
-/** Whether every float output is within the tolerance of the build. */
+/** Whether every output is within the tolerance of the build, and there was one. */
 fun runGolden(context: Context): Boolean {
     val golden = Golden(context.assets)
     val model = CompiledModel.create(context.assets, "model.tflite", CompiledModel.Options(Accelerator.CPU), null)
     val inputs = model.createInputBuffers()
     val outputs = model.createOutputBuffers()
-    var within = true
+    var within = golden.isThere
     for (sample in 0 until golden.count) {
         val given = golden.inputs.map { golden.input(sample, it) }
         val rows = if (golden.byRow) given.first().shape[0].toInt() else 1
-        val found = List(outputs.size) { ArrayList<Float>() }
+        val found = golden.outputs.map { ByteArrayOutputStream() }
         for (row in 0 until rows) {
             given.forEachIndexed { i, tensor -> write(inputs[i], if (golden.byRow) tensor.row(row) else tensor) }
             model.run(inputs, outputs)
-            golden.outputs.forEachIndexed { i, name ->
-                if (golden.output(sample, name).type == "<f4") found[i].addAll(outputs[i].readFloat().asList())
-            }
+            golden.outputs.forEachIndexed { i, name -> found[i].write(read(outputs[i], golden.output(sample, name).type)) }
         }
         golden.outputs.forEachIndexed { i, name ->
-            val wanted = golden.output(sample, name)
-            if (wanted.type == "<f4") {
-                val off = golden.deviation(wanted.floats(), found[i].toFloatArray())
-                Log.i(TAG, "sample $sample, $name: off by $off of the largest value, tolerance ${golden.tolerance}")
-                within = within && off <= golden.tolerance
-            }
+            val off = golden.deviation(golden.output(sample, name), found[i].toByteArray())
+            Log.i(TAG, "sample $sample, $name: off by $off, tolerance ${golden.tolerance}")
+            within = within && off <= golden.tolerance
         }
     }
     val times = List(RUNS) { timed { model.run(inputs, outputs) } }.sorted()
@@ -51,8 +49,22 @@ private fun write(buffer: TensorBuffer, tensor: Tensor) = when (tensor.type) {
     "<f4" -> buffer.writeFloat(tensor.floats())
     "<i4" -> buffer.writeInt(tensor.ints())
     "<i8" -> buffer.writeLong(tensor.longs())
+    "|b1" -> buffer.writeBoolean(tensor.array().map { it != 0.toByte() }.toBooleanArray())
+    "|i1", "|u1" -> buffer.writeInt8(tensor.array())
     else -> throw IllegalArgumentException("an input of ${tensor.type}: add it here")
 }
+
+private fun read(buffer: TensorBuffer, type: String): ByteArray = when (type) {
+    "<f4" -> buffer.readFloat().let { found -> littleEndian(4 * found.size) { it.asFloatBuffer().put(found) } }
+    "<i4" -> buffer.readInt().let { found -> littleEndian(4 * found.size) { it.asIntBuffer().put(found) } }
+    "<i8" -> buffer.readLong().let { found -> littleEndian(8 * found.size) { it.asLongBuffer().put(found) } }
+    "|b1" -> buffer.readBoolean().map { if (it) 1.toByte() else 0 }.toByteArray()
+    "|i1", "|u1" -> buffer.readInt8()
+    else -> throw IllegalArgumentException("an output of $type: add it here")
+}
+
+private fun littleEndian(size: Int, fill: (ByteBuffer) -> Unit) =
+    ByteBuffer.allocate(size).order(ByteOrder.LITTLE_ENDIAN).also(fill).array()
 
 private fun timed(run: () -> Unit): Double {
     val started = System.nanoTime()

@@ -27,6 +27,9 @@ _CPUS = {
 
 _GOLDEN = "Golden.kt"
 
+#: Opens what onnxruntime 1.32 writes, tried at every precision; 1.27 lacks an attribute that 1.32 gives MatMulNBits.
+_ONNXRUNTIME = "com.microsoft.onnxruntime:onnxruntime-android:1.31.0"
+
 
 @dataclass(frozen=True)
 class Android(MobileTarget):
@@ -43,7 +46,7 @@ class Android(MobileTarget):
         ),
         "onnxruntime": Sample(
             ("OnnxRuntimeSample.kt", _GOLDEN, "OnnxRuntime.gradle.kts"),
-            'implementation("com.microsoft.onnxruntime:onnxruntime-android:1.27.0")   // build.gradle.kts; minSdk 24',
+            f'implementation("{_ONNXRUNTIME}")   // build.gradle.kts; minSdk 24',
         ),
         "tvm": Sample(("TvmSample.md",), "TVM's runtime, built with Android's NDK"),
     }

@@ -49,13 +49,35 @@ struct Golden {
     func input(_ sample: Int, _ name: String) -> Tensor { arrays["\(sample)/input/\(name)"]! }
     func output(_ sample: Int, _ name: String) -> Tensor { arrays["\(sample)/output/\(name)"]! }
 
-    /// The largest deviation of `found` from `wanted`, as a share of the largest wanted value.
-    func deviation(_ wanted: [Float], _ found: [Float]) -> Double {
-        guard wanted.count == found.count else { return .infinity }
-        let largest = wanted.map(abs).max() ?? 0, gaps = zip(wanted, found).map { abs($0 - $1) }
-        if gaps.contains(where: \.isNaN) { return .infinity }
-        let gap = Double(gaps.max() ?? 0)
-        return largest > 0 ? gap / Double(largest) : gap
+    /// Whether there is anything to compare: a build that ran nowhere has no golden samples.
+    var isThere: Bool { count > 0 && !outputs.isEmpty }
+
+    /// How far `found`, little-endian elements, is from `wanted`: of floats the largest deviation as a share of the
+    /// largest wanted value, of integers and booleans the share that differs.
+    func deviation(_ wanted: Tensor, _ found: Data) throws -> Double {
+        guard wanted.data.count == found.count else { return .infinity }
+        if wanted.type == "<f4" {
+            return gap(wanted.floats, Tensor(type: wanted.type, shape: wanted.shape, data: found).floats)
+        }
+        guard "biu".contains(wanted.type.dropFirst().prefix(1)), let size = Int(wanted.type.dropFirst(2)) else {
+            throw CocoaError(.featureUnsupported) // an output of another type: add it here
+        }
+        let want = [UInt8](wanted.data), got = [UInt8](found)
+        let differ = stride(from: 0, to: got.count, by: size).filter { want[$0..<$0 + size] != got[$0..<$0 + size] }
+        return got.isEmpty ? 0 : Double(differ.count * size) / Double(got.count)
+    }
+
+    private func gap(_ wanted: [Float], _ found: [Float]) -> Double {
+        var largest = 0.0, worst = 0.0
+        for (want, got) in zip(wanted, found) {
+            if want.isFinite && got.isFinite {
+                largest = max(largest, abs(Double(want)))
+                worst = max(worst, abs(Double(got) - Double(want)))
+            } else if want != got && !(want.isNaN && got.isNaN) {
+                return .infinity
+            }
+        }
+        return largest > 0 ? worst / largest : worst
     }
 }
 

@@ -41,7 +41,7 @@ class Ios(MobileTarget):
     @property
     def on(self) -> Runtime:
         """See ``CpuTarget``."""
-        return _cpu_runtimes.litert() if self.executor == "litert" else provider.RUNTIME
+        return _cpu_runtimes.litert(for_ios=True) if self.executor == "litert" else provider.RUNTIME
 
     @property
     def stand_in(self) -> Answer:

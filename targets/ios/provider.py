@@ -11,6 +11,7 @@ from polycast.model import Model
 from .. import _kernels
 from .. import _onnxruntime as ort
 from .._cpu_runtimes import Runtime
+from . import coreml
 from .shaping import shaped
 
 #: Fusions whose results the provider knows; it knows nothing of onnxruntime's own domain.
@@ -21,9 +22,25 @@ _NO_PACKED = "CoreML's provider reads no packed weights; --runtime litert does"
 
 _OPTIONS = {"ModelFormat": "MLProgram", "MLComputeUnits": "ALL", "RequireStaticInputShapes": "1"}
 
+#: The newest opset, and version of the format, that the package's onnxruntime reads.
+_OPSET, _FORMAT = 25, 13
+
+
+def _readable(model: Model) -> int:
+    """Give the newest opset that the package reads and at which all means the same; 0 where there is none."""
+    return next((opset for opset in _kernels.equal_opsets(model) if opset <= _OPSET), 0)
+
+
+def _problems(model: Model) -> tuple[str, ...]:
+    newer = f"ops of opset {model.opset}, of which onnxruntime {coreml.VERSION} reads up to {_OPSET}"
+    return _kernels.missing(model) or (() if model.opset <= _OPSET or _readable(model) else (newer,))
+
 
 def _write(model: Model, folder: Path) -> Mapping[str, Any]:
     static, by_row = shaped(model)
+    if static.opset > _OPSET:
+        static = ort.declare(static, _readable(static))
+    static.graph.ir_version = min(static.graph.ir_version or _FORMAT, _FORMAT)
     settings = {"graph_optimization_level": "ORT_ENABLE_ALL", "providers": {"CoreMLExecutionProvider": _OPTIONS}}
     return {**ort.write(static, folder, settings), "by_row": by_row}
 
@@ -41,7 +58,8 @@ RUNTIME = Runtime(
         "int2": _NO_PACKED,
     },
     ort.available,
-    _kernels.missing,
+    _problems,
     _write,
     lambda folder, signature, own: ort.open_build(folder, signature, own_process=own),
+    mends=_kernels.older_opset,
 )

@@ -9,6 +9,7 @@ import shutil
 import struct
 import subprocess
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from models import conv_net
 
 import polycast
+from polycast import show
 from polycast.auto import Auto, Choice
 from polycast.errors import RecipeError, ToolchainError
 from polycast.guard import Guarded
@@ -27,6 +29,7 @@ from polycast.targets.android import Android
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "digits" / "digits.onnx"
 RUNTIMES = ("litert", "onnxruntime")
+LITERT = version("ai-edge-litert")
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +49,46 @@ def test_what_ran_was_a_stand_in_and_only_the_model_is_deployed(builds, runtime)
     assert build.bytes == (build.path / model).stat().st_size
     assert (build.path / "native" / "main.cpp").is_file()
     assert "evidence: emulated" in (build.path / "README.md").read_text()
-    if runtime == "litert":
-        xnnpack = build.manifest["runtime"]["kernels"]["xnnpack"]
-        assert 0 < xnnpack["takes"] == xnnpack["of"] - sum(xnnpack["left"].values())
+
+
+def test_what_xnnpack_takes_is_told_wherever_the_build_is(builds, capsys):
+    build = builds["litert"]
+    xnnpack = build.manifest["runtime"]["kernels"]["xnnpack"]
+    assert 0 < xnnpack["takes"] == xnnpack["of"] - sum(xnnpack["left"].values())
+    line = f"XNNPACK takes {xnnpack['takes']} of {xnnpack['of']} operators; left to LiteRT's own kernels: nothing"
+    assert (
+        f"Where this build was compiled, with ai-edge-litert {LITERT}, {line}."
+        in (build.path / "README.md").read_text()
+    )
+    show.print_compiled(list(builds.values()))
+    assert capsys.readouterr().out.count(f"  delegate   {line}\n") == 1
+    for each in builds.values():
+        show.print_shown(show.show(str(each.path), "", "", None, lambda *_: None))
+    assert capsys.readouterr().out.count(f"  delegate   {line}\n") == 1
 
 
 @pytest.mark.parametrize("runtime", Android.runtimes)
 def test_the_sample_the_readme_and_the_manifest_name_one_version(runtime):
     sample = Android.samples[runtime]
     texts = [(Android.folder / name).read_text() for name in sample.files]
-    for package, version in re.findall(r"(com\.[\w.:-]+):([\d.]+)", sample.dependency):
-        assert f'implementation("{package}:{version}")' in texts[-1] and sample.files[-1] in texts[0]
+    for artifact in re.findall(r"com\.[\w.:-]+:[\d.]+", sample.dependency):
+        assert f'implementation("{artifact}")' in texts[-1] and sample.files[-1] in texts[0]
     assert "golden" in texts[0].lower() or "verify" in texts[0]
+    if runtime == "litert":  # of the same release as what opens every build where it is compiled
+        assert sample.dependency.startswith(f'implementation("com.google.ai.edge.litert:litert:{LITERT}")')
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_sample_passes_no_output_over_and_no_build_without_one(runtime):
+    """As ``verify.difference`` compares them: only how an element is read depends on its type."""
+    sample, golden, _ = ((Android.folder / name).read_text() for name in Android.samples[runtime].files)
+    run, *reading = sample.split("private fun ")
+    assert "var within = golden.isThere\n" in run and "return within\n" in run
+    assert run.count("golden.deviation(golden.output(sample, name), ") == 1
+    assert not re.search(r'"[<|]\w\d"|continue', run)
+    assert all("else -> throw" in each for each in reading if "when (" in each)
+    assert "isThere: Boolean get() = count > 0 && outputs.isNotEmpty()" in golden
+    assert 'require(wanted.type[1] in "biu")' in golden and "alike.count { !it }.toDouble() / alike.size" in golden
 
 
 def test_what_is_best_is_chosen_by_the_same_files_on_this_machine(tmp_path, monkeypatch):

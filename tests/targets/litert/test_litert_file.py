@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from litert_files import close, exact, graph, kinds, problems, read, run, written
 
-from polycast.model import Model, Origin
+from polycast.load import load
 from polycast.targets import _litert
 from polycast.targets._litert.flatbuffer import packed
 
@@ -150,5 +149,4 @@ def test_rows_go_one_by_one_where_each_output_has_as_many(result: str, last: str
         }}""",
         weight=WEIGHT,
     )
-    model = Model("rows", ir.from_proto(proto), Origin("rows.onnx", ""))
-    assert _litert.write(model, tmp_path)["by_row"] is by_row
+    assert _litert.write(load(proto), tmp_path)["by_row"] is by_row

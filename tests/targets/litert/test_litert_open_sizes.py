@@ -58,6 +58,8 @@ def holds(proto: onnx.ModelProto, data: bytes, shapes: Sequence[tuple[int, ...]]
     return run
 
 
+TURNS = "what it makes of a size may turn at one that is not tried"
+
 _LENGTH = """
     sizes = Shape (x)
     length = Gather <axis = 0> (sizes, one)
@@ -259,11 +261,36 @@ def test_a_branch_is_taken_where_no_size_decides_which(of: str, taken: bool, tmp
     if taken:
         holds(proto, written(proto, tmp_path), [(1, 5, 8), (1, 1, 8)], terms=1)
     else:
-        assert "which branch is taken may depend on a size: give --shape" in problems(proto)[0]
+        assert "Greater" in problems(proto)[0] and f"{TURNS}: give --shape" in problems(proto)[0]
 
+
+_SIZE = "sizes = Shape <start = 1, end = 2> (x)"
+_FACTOR = "f = Cast <to = 1> (part) y = Mul (x, f)"
 
 #: What is one thing at every size that is tried, and another at some size.
 BOUNDS = {
+    "a share of a size": (f"{_SIZE} part = Div (sizes, far) {_FACTOR}", TURNS),
+    "the rest of a size": (f"{_SIZE} part = Mod (sizes, far) {_FACTOR}", TURNS),
+    "the least of a size": (
+        f"{_SIZE} both = Concat <axis = 0> (sizes, far) part = ReduceMin <keepdims = 0> (both) {_FACTOR}",
+        "a size has a bound here",
+    ),
+    "whether a size is small": (f"{_SIZE} part = Less (sizes, far) {_FACTOR}", TURNS),
+    "an entry of a table": (f"{_SIZE} part = Gather (places, sizes) {_FACTOR}", TURNS),
+    "the length of what is cut": (
+        f"c = Slice (x, zero, few, one) part = Shape <start = 1, end = 2> (c) {_FACTOR}",
+        "was cut to a length",
+    ),
+    "the length of what is stepped over": (
+        f"t = Transpose <perm = [0, 2, 1]> (x) c = MaxPool <kernel_shape = [9], strides = [700]> (t)"
+        f" part = Shape <start = 2> (c) {_FACTOR}",
+        "was cut to a length",
+    ),
+    "one in so many": (
+        f"{_SIZE} stop = Squeeze (sizes) part = Range (none, stop, hundreds) {_FACTOR}",
+        TURNS,
+    ),
+    "the first of a table": (f"{_SIZE} part = Slice (short, zero, sizes) {_FACTOR}", TURNS),
     "a cut further out than any size tried": ("y = Slice (x, zero, far, one)", "Slice depends on it"),
     "the last many entries": ("y = Slice (x, minus_far, end, one)", "Slice depends on it"),
     "a size that is bounded": (
@@ -285,7 +312,7 @@ BOUNDS = {
         part = Slice (table, zero, count, zero)
         y = Add (x, part)
         """,
-        "which one is taken may depend on a size",
+        TURNS,
     ),
 }
 
@@ -301,15 +328,46 @@ def test_what_no_size_tried_may_show_wants_a_size(what: str) -> None:
         minus_far=np.array([-1000]),
         end=np.array([2**63 - 1]),
         table=RNG.standard_normal((2000, 8)).astype(np.float32),
+        places=np.minimum(np.arange(2000), 700),
+        few=np.array([30]),
+        short=np.ones(1),
+        none=np.array(0),
+        hundreds=np.array(1000),
     )
     [problem] = problems(proto)
     assert reason in problem and problem.endswith("give --shape")
 
 
+def test_what_divides_some_sizes_need_not_divide_all() -> None:
+    """Of the second of two dimensions, of which other sizes are tried than of the first."""
+    proto = graph(
+        f"""net (float[1, 8] k, float[1, s, 8] w, float[1, t, 8] x) => (float[1, s, 8] z, float[1, t, 8] y) {{
+            {_SIZE} half = Div (sizes, two) part = Mul (half, two) {_FACTOR} z = Mul (w, k)
+        }}""",
+        two=np.array([2]),
+    )
+    [problem] = problems(proto)
+    assert f"{TURNS}: give --shape" in problem
+
+
+def test_what_divides_every_size_is_known(tmp_path) -> None:
+    proto = graph(
+        f"""net (float[1, s, 8] x) => (float[1, s, 8] y) {{
+            {_SIZE} many = Mul (sizes, six) part = Div (many, two) rest = Mod (part, three) all = Sub (part, rest)
+            f = Cast <to = 1> (all) y = Mul (x, f)
+        }}""",
+        six=np.array([6]),
+        two=np.array([2]),
+        three=np.array([3]),
+    )
+    holds(proto, written(proto, tmp_path), [(1, 5, 8), (1, 700, 8)], terms=1)
+
+
 def test_a_choice_that_no_size_decides_is_none(tmp_path) -> None:
     proto = graph(
         """net (float[1, s, 8] x) => (float[1, s, 8] y) {
-            sizes = Shape (x)
+            own = Shape <start = 1> (x)
+            sizes = Concat <axis = 0> (minus_one, own)
             kept = Equal (sizes, minus_one)
             shape = Where (kept, ones, sizes)
             y = Expand (row, shape)

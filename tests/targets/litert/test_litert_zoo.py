@@ -1,9 +1,11 @@
-"""Real models that are no convolutional networks, through LiteRT: as onnxruntime runs them, and all in one delegate."""
+"""Real models through LiteRT: as onnxruntime runs them, on real inputs where the zoo has some, all in one delegate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -78,6 +80,17 @@ def test_file_types_in_dynamic_int8(zoo: Zoo, tmp_path: Path) -> None:
     assert build.promise["reached"] == {"weights": {"int8": 1.0}, "macs": {"int8": 1.0}}
     found = [int(np.argmax(build.run({"bytes": row[None].astype(np.int32)})[0])) for row in rows["x"]]
     assert np.mean(np.array(found) == rows["y"]) >= 0.98
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # the scorer's
+@pytest.mark.parametrize("subject", ["mnist_cnn", "kws", "ic_resnet8", "vww", "mobilenet025", "fastestdet", "superres"])
+def test_convolutional_networks_on_real_rows(subject: str, scorer: ModuleType, zoo: Zoo, tmp_path: Path) -> None:
+    name, _, rows = scorer.SUB[subject]
+    build = compiled(zoo(name), "fp32", tmp_path)
+    for feeds in islice(rows(), 2):
+        compare(build, zoo(name), feeds)
+    assert delegates(build) == 1
 
 
 @pytest.mark.slow
