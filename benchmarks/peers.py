@@ -141,9 +141,11 @@ def _module(path: Path) -> Any:
 
 def make(name: str, task: list[str]) -> dict[str, Any]:
     """Make one build in a child process, whose crash is a row of the table. Raises: RuntimeError with the reason."""
-    done = subprocess.run(
-        [sys.executable, __file__, "--make", json.dumps([name, *task])], capture_output=True, text=True
-    )
+    this = str(Path(__file__).resolve())
+    with tempfile.TemporaryDirectory(prefix="polycast-peers-") as beside:  # onnxruntime leaves files where it stands
+        done = subprocess.run(
+            [sys.executable, this, "--make", json.dumps([name, *task])], capture_output=True, text=True, cwd=beside
+        )
     lines = done.stdout.strip().splitlines()
     if done.returncode or not lines:
         said = (done.stderr.strip().splitlines() or [f"left with status {done.returncode}"])[-1]

@@ -15,7 +15,7 @@ from polycast.evaluating.race import race
 from polycast.evaluating.worker import Opening, saved
 
 from .build import Build
-from .errors import BudgetError, InputError, PassError, PromiseError, ToolchainError, UnsupportedError
+from .errors import BudgetError, InputError, PassError, PromiseError, RecipeError, ToolchainError, UnsupportedError
 from .golden import Golden
 from .guard import Guarded, cut, guard
 from .metrics import KNOWN, Metric
@@ -36,6 +36,14 @@ SLOWER = 0.97
 SECONDS = 1.5
 #: How much of the drop that is allowed a mix is solved for; each time that it loses more, for a quarter of the noise.
 AIM, TRIES = 0.7, 3
+
+
+def unmeasured(target: Target, reason: str) -> RecipeError:
+    """Build the error for a target whose builds cannot be measured here."""
+    return RecipeError(
+        f"-p auto chooses by measuring, and {target} cannot be measured here: {reason}",
+        f"Name the precision, or several: -p {','.join(target.precisions)}",
+    )
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from .errors import InputError, PassError, PromiseError
-from .golden import Agreement, Golden, agree, own_rounding
+from .golden import AMPLIFY, Agreement, Golden, agree, own_rounding
 from .model import Model
 from .passbase import Numerics, PassContext
 from .pipeline import Pipeline
 from .reference import open_model
-
-#: A build may move by this many times what the original itself moves when only its rounding changes.
-_AMPLIFY = 8.0
 
 #: A lossy build may have this many times the noise of its own graph: where numbers are rounded as the model runs,
 #: one runtime does so by row and another by tensor.
@@ -52,7 +49,7 @@ def hold(
     if own == float("inf"):
         reason = "the original itself gives NaN or infinity, or not, when only its rounding changes"
         return replace(found, n=0, worst=0.0, reason=reason)
-    tolerance = max(found.tolerance, _AMPLIFY * own)
+    tolerance = max(found.tolerance, AMPLIFY * own)
     if found.worst <= tolerance:
         return replace(found, tolerance=tolerance)
     raise PassError(
@@ -75,7 +72,7 @@ def hold_build(
         return found
     names = [port.name for port in model.signature.outputs]
     graph = agreement_of_graph(lowered, golden, names, found.tolerance)
-    explained = max(_NOISIER * graph.noise, _AMPLIFY * found.tolerance)
+    explained = max(_NOISIER * graph.noise, AMPLIFY * found.tolerance)
     if graph.n and found.noise > explained and found.noise > _NOISIER * own_rounding(model, golden, names):
         raise PassError(
             f"no pass, but the runtime moves output {found.output!r}: the noise is {found.noise:.2g} of the signal, "

@@ -13,6 +13,7 @@ import click
 
 from . import __version__
 from .errors import BudgetError, PolycastError
+from .manual import Group
 from .options import PATH as _PATH
 from .options import Shape, of_a_device
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 @click.group(
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog='Shell completion: eval "$(_POLYCAST_COMPLETE=bash_source polycast)" (or zsh_source, fish_source).',
 )
@@ -81,14 +83,7 @@ def compile(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compile MODEL (an ONNX file, a Hugging Face folder or id) for one or more targets.
-
-    \b
-    polycast compile model.onnx -t cpu -o out
-    polycast compile model.onnx -t cpu -p fp32,fp16 --calibration c.npz --data test.npz -o out
-    polycast compile model.onnx -t cpu -p auto --calibration c.npz --data test.npz --max-drop 1pp -o out
-    polycast compile ./bert-folder -t cpu --shape input_ids=1,128 -o out
-    """
+    """Compile MODEL (an ONNX file, a Hugging Face folder or id) for one or more targets."""
     from . import gate
     from .compile import compile as run
     from .show import print_compiled
@@ -142,12 +137,7 @@ def evaluate(
     max_latency: float | None,
     into: Path | None,
 ) -> None:
-    """Measure builds against the original: accuracy, speed, memory, size. Exit status 3 when a budget is missed.
-
-    \b
-    polycast evaluate out/cpu-fp32 --against model.onnx --data test.npz
-    polycast evaluate out/cpu-* --against model.onnx --data test.npz --max-drop 1pp --max-latency 5 --json e.json
-    """
+    """Measure builds against the original: accuracy, speed, memory, size. Exit status 3 when a budget is missed."""
     from .evaluate import evaluate as run
     from .report import Report
 
@@ -183,6 +173,7 @@ def evaluate(
 @click.option("--max-latency", type=float, metavar="MS", help="Largest median latency in ms.")
 @click.option("--shape", "shapes", type=Shape(), multiple=True, help="Fix the shape of an input; ..8: 8 at most.")
 @click.option("--max-memory", metavar="B", help="What looking at the calibration samples may hold: 2GiB.")
+@click.option("--max-cpu-share", type=float, metavar="P", help="Percent of MACs that may fall back to the CPU.")
 @click.option("-o", "--out", type=_PATH, required=True, metavar="DIR", help="Builds and report land in DIR.")
 def sweep(
     model: str,
@@ -196,15 +187,12 @@ def sweep(
     max_latency: float | None,
     shapes: tuple[tuple[str, tuple[int | str, ...]], ...],
     max_memory: str | None,
+    max_cpu_share: float | None,
     out: Path,
 ) -> None:
     """Build and evaluate MODEL for every target at every precision, and write one report: DIR/report.html.
 
     What is done is kept: a second run does nothing, an interrupted one goes on. Exit status 3 when a budget is missed.
-
-    \b
-    polycast sweep model.onnx -t cpu -p fp32,fp16,int8,auto --calibration c.npz --data test.npz -o out
-    polycast sweep model.onnx -p int8,int4 --calibration c.npz --data test.npz --max-drop 1pp -o out
     """
     from .sweep import FILES
     from .sweep import sweep as run
@@ -223,6 +211,7 @@ def sweep(
             max_latency=max_latency,
             shapes=dict(shapes),
             max_memory=max_memory,
+            max_cpu_share=max_cpu_share,
             progress=progress,
             say=progress.say,
         )
@@ -245,12 +234,7 @@ def sweep(
 )
 @click.option("-o", "--out", type=_PATH, metavar="F", help="Write to a file instead of stdout.")
 def report(sources: tuple[Path, ...], form: str, out: Path | None) -> None:
-    """Print evaluations (files of evaluate --json) and builds (folders) side by side.
-
-    \b
-    polycast report e.json
-    polycast report out --format html -o report.html
-    """
+    """Print evaluations (files of evaluate --json) and builds (folders) side by side."""
     from .report import Report
 
     text = Report.read(list(sources)).render(form, color=out is None)
@@ -264,12 +248,7 @@ def report(sources: tuple[Path, ...], form: str, out: Path | None) -> None:
 @click.argument("build", type=_PATH)
 @of_a_device
 def verify(build: Path, **there: Any) -> None:
-    """Check BUILD: the hash of every file, and the golden outputs where the target runs here, or on a device.
-
-    \b
-    polycast verify out/cpu-fp32
-    polycast verify out/cpu-aarch64-int8 --ssh pi@raspberrypi.local
-    """
+    """Check BUILD: the hash of every file, and the golden outputs where the target runs here, or on a device."""
     from .devices.verify import print_verified
 
     sys.exit(print_verified(build, **there))
@@ -279,11 +258,7 @@ def verify(build: Path, **there: Any) -> None:
 @click.argument("build", type=_PATH)
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 def serve(build: Path, no_browser: bool) -> None:
-    """Show BUILD in the browser, on this machine alone, until Ctrl-C. For builds of -t webgpu.
-
-    \b
-    polycast serve out/webgpu-fp32
-    """
+    """Show BUILD in the browser, on this machine alone, until Ctrl-C. For builds of -t webgpu."""
     from .serve import show
 
     show(build, browser=not no_browser, say=click.echo)
@@ -302,11 +277,7 @@ def targets(as_json: bool) -> None:
 @app.command()
 @click.argument("target")
 def setup(target: str) -> None:
-    """Make the environment that a runtime of TARGET needs for itself. It is made at the first use otherwise.
-
-    \b
-    polycast setup cuda@onnxruntime
-    """
+    """Make the environment that a runtime of TARGET needs for itself. It is made at the first use otherwise."""
     from . import targets
 
     click.echo(targets.find(target).set_up())
@@ -328,12 +299,7 @@ def passes(as_json: bool) -> None:
 @click.option("--passes", metavar="TEXT", help='A pipeline to try in place of -p: "clean | fuse_gelu".')
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 def show(model_or_build: str, target: str, precision: str, passes: str | None, as_json: bool) -> None:
-    """Show a model or a build: its signature, weights and ops; what each pass did, and why it did not more.
-
-    \b
-    polycast show model.onnx
-    polycast show out/cpu-fp32
-    """
+    """Show a model or a build: its signature, weights and ops; what each pass did, and why it did not more."""
     from .show import print_shown
     from .show import show as describe
 

@@ -10,13 +10,16 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Spelling:
-    """What a sweep was asked for. limits: ``max_drop``, ``max_size`` and ``max_latency``, as far as they are given."""
+    """What a sweep was asked for. options: what else ``compile`` takes. limits: what ``evaluate`` is told.
+
+    Of either, what is None is not given.
+    """
 
     source: object
     data: object
     calibration: object = None
     shapes: Mapping[str, tuple[int | str, ...]] = field(default_factory=dict)
-    max_memory: str | int | None = None
+    options: Mapping[str, str | float | None] = field(default_factory=dict)
     metrics: tuple[str, ...] = ()
     limits: Mapping[str, str | float | None] = field(default_factory=dict)
     out: Path = Path("out")
@@ -36,7 +39,7 @@ class Spelling:
         words += _option("calibration", self.calibration) + _option("data", self.data)
         for name, dims in self.shapes.items():
             words += ["--shape", f"{name}={','.join(map(str, dims))}"]
-        words += _option("max-memory", self.max_memory)
+        words += _options(self.options)
         if precision == "auto":
             words += self._goals()
         return shlex.join([*words, "-o", str(self.out)])
@@ -48,7 +51,11 @@ class Spelling:
 
     def _goals(self) -> list[str]:
         words = [word for metric in self.metrics for word in ("--metric", metric)]
-        return words + [word for name, limit in self.limits.items() for word in _option(name.replace("_", "-"), limit)]
+        return words + _options(self.limits)
+
+
+def _options(given: Mapping[str, object]) -> list[str]:
+    return [word for name, value in given.items() for word in _option(name.replace("_", "-"), value)]
 
 
 def _option(name: str, value: object) -> list[str]:

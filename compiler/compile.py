@@ -22,7 +22,7 @@ from polycast.evaluating.budget import Budget, parse_size
 
 from . import activations, gate, sizes
 from . import verify as verifier
-from .auto import Auto, Choice
+from .auto import Auto, Choice, unmeasured
 from .blame import agreement_of_graph, golden_tolerance, hold, hold_build
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
 from .errors import InputError, PromiseError, RecipeError, ToolchainError
@@ -170,6 +170,7 @@ class Line:
     """What the builds of one compile share.
 
     lint: what is odd about the calibration samples. runs: what the builds gave for the golden inputs.
+    stands_for: the target that builds for another one are measured in the place of, and that has to take them too.
     """
 
     model: Model
@@ -183,6 +184,7 @@ class Line:
     max_cpu_share: float | None = None
     progress: Progress | None = None
     runs: gate.Runs = field(default_factory=gate.Runs)
+    stands_for: Target | None = None
 
     def context(self, target: Target) -> PassContext:
         """Give what passes for ``target`` may look at."""
@@ -196,7 +198,7 @@ class Line:
             return Guarded(recipe)
         floats = Recipe.of(target, target.precisions[0])
         if not self.golden.feeds:  # a pass that runs the original would name one op of all that are unknown
-            target.check(floats.pipeline.run(self.model, self.context(target)))
+            target.check(floats.pipeline.run(self.model, self.context(target)), recipe.name)
         return guard(self.model, recipe, floats, self.context(target))
 
     def cast(self, target: Target, guarded: Guarded, out: Path, chosen: Choice | None = None, label: str = "") -> Build:
@@ -212,8 +214,9 @@ class Line:
         lowered = recipe.pipeline.run(self.model, ctx, keep=keep, progress=self.progress)
         after = count(lowered, self.golden.shapes)
         asked = count(lowered, self.golden.shapes, guarded.left_out) if guarded.left_out else after
-        recipe.promise.check(self.before, asked, _reasons(lowered))
-        target.check(lowered)
+        recipe.promise.check(self.before, asked, (str(skip) for step in lowered.history for skip in step.skips))
+        for each in filter(None, (target, self.stands_for)):
+            each.check(lowered, recipe.name)
         fallback = Fallback.of_model(target, lowered, self.golden.shapes)
         if fallback is not None and self.max_cpu_share is not None:
             fallback.hold(self.max_cpu_share, target)
@@ -300,14 +303,14 @@ class Line:
             self.guarded(measured, Recipe.of(measured, measured.precisions[0]))  # names every op that is unknown
         probe = measured.probe()
         if not probe.run.yes or probe.evidence != "device" or not self.golden.feeds:
-            reason = self.golden.reason or probe.run.reason
-            raise RecipeError(f"-p auto chooses by measuring, and {target} cannot be measured here: {reason}")
+            raise unmeasured(target, self.golden.reason or probe.run.reason)
         if budget.latency is not None and measured != target:
             raise RecipeError(f"the latency of {target} cannot be measured here", "polycast verify measures it there")
         with tempfile.TemporaryDirectory(prefix="polycast-") as folder:
 
             def automatic(one: Target) -> Auto:
-                cast, samples = partial(self.cast, one, out=Path(folder)), score or self.calibration
+                line = replace(self, stands_for=target if measured != target else None)
+                cast, samples = partial(line.cast, one, out=Path(folder)), score or self.calibration
                 return Auto(one, self.model, self.golden, self.context(one), cast, samples, budget, metrics)
 
             chosen = replace(automatic(measured), rivals=[automatic(one) for one in rivals]).choose()
@@ -326,7 +329,8 @@ def _let_verify_itself(folder: Path, target: Target) -> None:
         done = subprocess.run([*target.interpreter, "-B", runner, "--verify"], capture_output=True, text=True)
         if done.returncode:
             said = (done.stdout + done.stderr).strip().splitlines() or [f"exit status {done.returncode}"]
-            raise PromiseError(f"the build does not verify itself: python run.py --verify says: {said[-1]}")
+            why = f"the build does not verify itself: python run.py --verify says: {said[-1]}"
+            raise PromiseError(why, "The same file gave the right numbers inside polycast: report it, with the model")
 
 
 #: The precision that stands for whichever measuring chooses.
@@ -384,10 +388,6 @@ def _samples(samples: Data, model: Model, progress: Progress | None) -> Samples 
     if samples is not None and len(samples) == 0:
         raise InputError(f"{samples.source} holds no samples")
     return samples
-
-
-def _reasons(model: Model) -> Any:
-    return (str(skip) for step in model.history for skip in step.skips)
 
 
 def _origin(model: Model) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from math import sqrt
@@ -23,6 +23,9 @@ from .verify import difference
 
 #: Agreement is measured on this many samples at most, and this many of them, if they are small, go into the build.
 SAMPLES, KEPT, KEPT_BYTES = 16, 3, 4 << 20
+
+#: A model may move by this many times what it moves when only its own rounding changes.
+AMPLIFY = 8.0
 
 #: Ops that add up many terms: where float rounding comes from.
 _REDUCING = {"Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM", "GRU", "RNN", "Attention", "GlobalAveragePool"}
@@ -92,19 +95,47 @@ def _hold_numbers(model: Model) -> None:
         )
 
 
-def _seeded(model: Model, original: Original) -> Golden:
-    reason = ""
-    example = [("example", model.example)] if model.example else []
-    for source, feeds in chain(example, (("seeded", feeds) for feeds in seeded_feeds(model))):
+def first_taken(original: Original, candidates: Iterable[tuple[str, Mapping[str, np.ndarray]]]) -> Golden:
+    """Run the first inputs that ``original`` takes, and that give no NaN and no infinity; by what they come from.
+
+    Returns: golden of source ``none`` with the reason where it takes none of them.
+    """
+    reason, refused = "", set()
+    for source, feeds in candidates:
+        shapes = tuple(array.shape for array in feeds.values())
+        if (source, shapes) in refused:
+            continue
         try:
             outputs = original.run(feeds)
         except InputError as error:
             reason = error.message
+            refused.add((source, shapes))
             continue
         if all(np.isfinite(o).all() for o in outputs if o.dtype.kind == "f"):
             return Golden(source, (feeds,), (outputs,))
         reason = "the original gives NaN or infinity on seeded inputs"
     return Golden("none", reason=reason)
+
+
+def _seeded(model: Model, original: Original) -> Golden:
+    """Run the original on inputs of ours, and where it has a batch, on another number of rows too.
+
+    Runners may take rows one by one, and passes may take the sizes that they see for all there are.
+    """
+    example = [("example", model.example)] if model.example else []
+    found = first_taken(original, chain(example, (("seeded", feeds) for feeds in seeded_feeds(model))))
+    symbol = model.signature.batch
+    if found.source != "seeded" or symbol is None:
+        return found
+    sizes = {
+        dim: size
+        for port in model.signature.inputs
+        for dim, size in zip(port.shape or (), found.shapes[port.name], strict=True)
+        if isinstance(dim, str) and dim != "?"
+    }
+    sizes[symbol] = 1 if sizes[symbol] == 2 else 2
+    more = first_taken(original, (("seeded", feeds) for feeds in seeded_feeds(model, sizes=sizes)))
+    return replace(found, feeds=found.feeds + more.feeds, outputs=found.outputs + more.outputs)
 
 
 @dataclass(frozen=True)

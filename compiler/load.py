@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from polycast.reading.normal import normalise
 
 from .errors import InputError
 from .model import Dims, Model, Origin, digest
+from .rows import mixing
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +62,8 @@ def load(
         graph = model.draft()
         fix_dims(graph, shapes)
         model = replace(model, graph=graph)
+    if model.mixing is None or shapes:
+        model = replace(model, mixing=cache(partial(mixing, replace(model, mixing=None))))
     return replace(model, name=name) if name else model
 
 

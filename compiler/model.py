@@ -6,7 +6,7 @@ import copy
 import hashlib
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -29,7 +29,6 @@ OPSET = 23
 
 #: Weights above this many bytes are written beside the graph, since one protobuf message holds 2 GiB at most.
 INLINE_BYTES = 512 << 20
-
 
 #: Where a tensor keeps its digest: in its own metadata, so that it goes when the tensor goes.
 _DIGEST = "polycast.sha256"
@@ -76,6 +75,14 @@ class Signature:
             )
 
         return cls(ports("inputs"), ports("outputs"))
+
+    @property
+    def batch(self) -> str | None:
+        """Symbol that is the first dimension of every input, and no other dimension of any."""
+        firsts = {port.shape[0] if port.shape else None for port in self.inputs}
+        symbol = firsts.pop() if len(firsts) == 1 else None
+        others = {"?", *(dim for port in self.inputs for dim in (port.shape or ())[1:])}
+        return symbol if isinstance(symbol, str) and symbol not in others else None
 
     def to_json(self) -> dict[str, list[dict[str, Any]]]:
         """Spell the signature for a manifest."""
@@ -144,6 +151,7 @@ class Model:
     Nothing changes ``graph`` in place: a pass works on ``draft()``. Weights stay memory-mapped until touched.
     example: inputs that the framework it came from ran on, where it came from one.
     prepared: by input, how images became it, where the samples are images: see ``Preprocess.facts``.
+    mixing: runs the original to say why rows of its batch cannot be run one by one; nothing where they can: ``rows``.
     """
 
     name: str
@@ -152,11 +160,23 @@ class Model:
     history: tuple[Step, ...] = ()
     example: Mapping[str, np.ndarray] | None = field(default=None, compare=False, repr=False)
     prepared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    mixing: Callable[[], str] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def signature(self) -> Signature:
         """What the model takes and gives."""
         return Signature.of(self.graph.graph)
+
+    @property
+    def batch(self) -> str | None:
+        """Symbol of the rows that inputs and outputs consist of, where each was seen to be computed on its own."""
+        return self.signature.batch if not self.unsplit else None
+
+    @property
+    def unsplit(self) -> str:
+        """Why the batch that its inputs have cannot be run row by row; nothing where it can, or there is none."""
+        look = self.mixing or (lambda: "nobody saw whether its rows mix")
+        return look() if self.signature.batch else ""
 
     @cached_property
     def digest(self) -> str:

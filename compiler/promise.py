@@ -38,7 +38,10 @@ class Promise:
         if not self.precision:
             for precision, elements in after.weights.items():
                 if precision not in ("fp32", "fp64") and elements > before.weights.get(precision, 0):
-                    raise PromiseError(f"the recipe promises weights as given; {elements} elements are now {precision}")
+                    raise PromiseError(
+                        f"the recipe promises weights as given; {elements} elements are now {precision}",
+                        f'--recipe F.toml may promise it: [promise] with precision = "{precision}"',
+                    )
             return
         if not after.weights:
             raise PromiseError(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from . import kernels
+
 
 def readme(name: str, manifest: Mapping[str, Any]) -> str:
     """Write the README of a build from its manifest."""
@@ -30,6 +32,8 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
         lines += ["", "## What it takes", "", _takes(planned, manifest)]
     if "fallback" in manifest:
         lines += ["", "## What is left to the CPU", "", *_left(manifest["fallback"])]
+    if taken := kernels.delegated(runtime):
+        lines += ["", "## What runs it", "", f"Where this build was compiled, with {_versions(runtime)}, {taken}."]
     if "limits" in runtime:
         lines += ["", "## What it cannot do", "", f"{runtime['limits']}."]
     lines += ["", "## What it is", "", "| pass | sites | skipped |", "|---|---|---|"]
@@ -54,6 +58,10 @@ def readme(name: str, manifest: Mapping[str, Any]) -> str:
     by = f"`{line.partition('   #')[0]}`" if (line := next(checks, "")) else "its page"
     lines += ["", f"`golden.npz` holds inputs and reference outputs; {by} checks them on the device.", ""]
     return "\n".join(lines)
+
+
+def _versions(runtime: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in runtime["versions"].items())
 
 
 def _left(fallback: Mapping[str, Any]) -> list[str]:

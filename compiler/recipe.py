@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,28 @@ PROMISES: Mapping[str, Promise] = {
 }
 
 
+#: What serves the same end where a target does not have a precision, the nearest first.
+_NEAR = {
+    "bf16": ("fp16", "fp16-weights"),
+    "fp16": ("fp16-weights",),
+    "fp16-weights": ("fp16",),
+    "int8": ("int8-dynamic", "int8-weights"),
+    "int8-dynamic": ("int8", "int8-weights"),
+    "int8-weights": ("int8-dynamic", "int8"),
+    "int4": ("int8-weights", "int8"),
+    "int3": ("int4", "int8-weights", "int8"),
+    "int2": ("int3", "int4", "int8-weights", "int8"),
+}
+
+
+def instead(target: Target, precision: str) -> str:
+    """Name what of ``target`` comes nearest to a precision that it does not have, and which runtime of its has it."""
+    having = (replace(target, runtime=each) for each in target.runtimes)
+    other = next((f"-t {each} has it, and " for each in having if precision in each.precisions), "")
+    near = next(each for each in (*_NEAR.get(precision, ()), *target.precisions) if each in target.precisions)
+    return f"{other}-p {near} comes nearest here"
+
+
 @dataclass(frozen=True)
 class Recipe:
     """A pipeline and what it promises. ``name`` names the build's folder: ``<target>-<name>``."""
@@ -42,8 +64,9 @@ class Recipe:
         Raises: RecipeError with the nearest spelling.
         """
         text = target.recipe(precision)
-        if precision in target.declined:
-            raise RecipeError(f"{target} has no {precision}: {target.declined[precision]}")
+        if precision in target.declined or (text is None and precision in _NEAR):
+            reason = target.declined.get(precision, f"it has {', '.join(target.precisions)}")
+            raise RecipeError(f"{target} has no {precision}: {reason}", instead(target, precision))
         if text is None:
             raise RecipeError.unknown(f"precision for {target}", precision, target.precisions)
         return cls(precision, Pipeline.parse(text), PROMISES.get(precision, Promise()))

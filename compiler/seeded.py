@@ -22,19 +22,24 @@ _LETTERS = {"n": 1, "b": 1, "c": 3, "h": 224, "w": 224}
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.FloorDiv: operator.floordiv}
 
 
-def seeded_feeds(model: Model, seed: int = 0) -> Iterator[dict[str, np.ndarray]]:
+def seeded_feeds(
+    model: Model, seed: int = 0, sizes: Mapping[str, int] = MappingProxyType({}), *, near: bool = False
+) -> Iterator[dict[str, np.ndarray]]:
     """Yield candidate inputs for one run, likeliest first: which of them a model accepts only a run can tell.
 
     Floats are standard normal, or from 0 to 1 for a model that takes logarithms or roots of them; token ids lie
     within the table that they index; masks are all ones.
+    sizes: of symbols, as far as they are known. near: the rows of an input are like its first one, and none is like the
+    one before it: floats differ by a tenth, integers by one, and masks end one earlier.
     """
     ports = model.signature.inputs
     bounds = {port.name: _index_bound(model.graph.graph, port.name) for port in ports}
     for size in (None, *_SIZES):
-        sizes = _Sizes(size, _totals(ports))
+        chosen = _Sizes(size, _totals(ports), sizes)
         for positive in (False, True):
             rng = np.random.default_rng(seed)
-            yield {port.name: _array(port, sizes.shape(port), bounds[port.name], rng, positive) for port in ports}
+            feeds = {port.name: _array(port, chosen.shape(port), bounds[port.name], rng, positive) for port in ports}
+            yield {p.name: _near(p, feeds[p.name], bounds[p.name]) for p in ports} if near else feeds
     if any(port.shape is None for port in ports):
         rng = np.random.default_rng(seed)
         for shape in ((1, 16), (16,), (1, 3, 224, 224)):
@@ -60,10 +65,15 @@ def _is_mask(port: Port) -> bool:
 class _Sizes:
     """Gives every symbol one size, the same wherever it occurs, but for those that ``totals`` spells by others."""
 
-    def __init__(self, default: int | None, totals: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self,
+        default: int | None,
+        totals: Mapping[str, str] = MappingProxyType({}),
+        known: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self.default = default
         self.totals = totals
-        self._known: dict[str, int] = {}
+        self._known = dict(known)
 
     def shape(self, port: Port) -> tuple[int, ...]:
         return tuple(
@@ -111,6 +121,20 @@ def _array(
     if "token_type" in name or "segment" in name:
         return np.zeros(shape, dtype)
     return np.asarray(rng.integers(0, bound or 2, shape)).astype(dtype)
+
+
+def _near(port: Port, array: np.ndarray, bound: int | None) -> np.ndarray:
+    """Bring the rows of ``array`` near to its first one."""
+    if array.dtype.kind not in "fbiu" or not array.ndim:
+        return array
+    first, row = array[:1], np.arange(len(array)).reshape(-1, *[1] * (array.ndim - 1))
+    if array.dtype.kind == "f":
+        found = first + 0.1 * (array - first)
+    elif _is_mask(port) and array.ndim > 1 and array.shape[-1] > 1:
+        found = array * (np.arange(array.shape[-1]) < np.maximum(array.shape[-1] - row, 1))
+    else:
+        found = (first + row) % (bound or max(2, int(array.max(initial=0)) + 1))
+    return np.asarray(found).astype(array.dtype)
 
 
 def _index_bound(graph: ir.Graph, name: str) -> int | None:

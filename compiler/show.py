@@ -14,7 +14,7 @@ import click
 from polycast import passes, targets
 from polycast.data.feeds import listing
 
-from . import fallback, gate
+from . import fallback, gate, kernels
 from .build import Build, open_build, spell_steps
 from .model import Model, graphs, weights
 from .plan import plan
@@ -91,11 +91,11 @@ def pass_table() -> list[dict[str, Any]]:
 
 def kernels_line(build: Build) -> str:
     """Say how many of the kernels with weights run on integers, or nothing for a build that has no business to."""
-    kernels = build.manifest["runtime"].get("kernels")
-    if not kernels or not (kernels["integer"] or "int" in build.precision):
+    counted = build.manifest["runtime"].get("kernels")
+    if not counted or not (counted["integer"] or "int" in build.precision):
         return ""
-    floats = f"; float: {listing(kernels['float'], 6)}" if kernels["float"] else ""
-    return f"{kernels['integer']} of {kernels['of']} with weights run on integers{floats}"
+    floats = f"; float: {listing(counted['float'], 6)}" if counted["float"] else ""
+    return f"{counted['integer']} of {counted['of']} with weights run on integers{floats}"
 
 
 def print_compiled(builds: Sequence[Build], table: gate.Table | None = None) -> None:
@@ -111,8 +111,10 @@ def print_compiled(builds: Sequence[Build], table: gate.Table | None = None) -> 
         click.echo(f"  agreement  {agreement_line(build.agreement)}")
         if limits := build.manifest["runtime"].get("limits"):
             click.echo(f"  limits     {limits}")
-        if kernels := kernels_line(build):
-            click.echo(f"  kernels    {kernels}")
+        if counted := kernels_line(build):
+            click.echo(f"  kernels    {counted}")
+        if taken := kernels.delegated(build.manifest["runtime"]):
+            click.echo(f"  delegate   {taken}")
         if left := build.manifest.get("fallback"):
             click.echo(f"  fallback   {fallback.line(left)}")
         if (planned := build.manifest.get("activations", {})) and "bytes" in planned:
@@ -177,6 +179,8 @@ def print_shown(table: Mapping[str, Any]) -> None:
             f"  promise    asked {_shares(table['promise']['asked'])}; reached {_shares(table['promise']['reached'])}"
         )
         click.echo(f"  agreement  {agreement_line(table['agreement'])}")
+        if taken := kernels.delegated(table["runtime"]):
+            click.echo(f"  delegate   {taken}")
     if "ops" in table:
         before, after = table["ops"]["before"], table["ops"]["after"]
         click.echo(f"\nops: {sum(before.values())} before, {sum(after.values())} after ({table['tried']})")

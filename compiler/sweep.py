@@ -25,7 +25,7 @@ from .load import load
 from .making import Making, choosing, folder_of, machine
 from .metrics import find
 from .model import Dims, Model
-from .recipe import Recipe
+from .recipe import Recipe, instead
 from .report import Report
 from .samples import Samples, open_samples
 from .targetbase import Target
@@ -59,6 +59,7 @@ def sweep(
     shapes: Mapping[str, Dims] | None = None,
     example_inputs: Any = None,
     max_memory: str | int | None = None,
+    max_cpu_share: float | None = None,
     seconds: float = 2.0,
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
@@ -68,7 +69,8 @@ def sweep(
     Each build and its evaluation are kept as soon as they are done, under what they were made from: a second sweep
     does nothing, an interrupted one goes on where it was. A build that is refused is a row with the reason.
 
-    source, targets, precision, calibration, data, shapes, example_inputs, max_memory: as for ``compile``.
+    source, targets, precision, calibration, data, shapes, example_inputs: as for ``compile``; max_memory and
+    max_cpu_share too.
     metrics, max_drop, max_size, max_latency, seconds: as for ``evaluate``.
     say: called with a line for each build that is done, and how long the rest will take.
 
@@ -87,11 +89,12 @@ def sweep(
         if isinstance(samples, str | Path):
             open_samples(samples, model.signature, beside=beside)  # what cannot be read is said before any work
     limits = {"max_drop": max_drop, "max_size": max_size, "max_latency": max_latency}
+    options = {"max_memory": max_memory, "max_cpu_share": max_cpu_share}
     run = _Run(
         model,
         beside,
-        Making.of(model, Path(out), calibration=calibration, data=data, max_memory=max_memory),
-        {"calibration": calibration, "data": data, "max_memory": max_memory},
+        Making.of(model, Path(out), calibration=calibration, data=data, **options),
+        {"calibration": calibration, "data": data, **options},
         {"metrics": list(metrics), **limits, "seconds": seconds},
         budget,
         progress,
@@ -103,7 +106,7 @@ def sweep(
     if not evaluations:
         first = refused[0]
         raise PolycastError(f"nothing was built: {first.name}: {first.reason}", first.hint)
-    spelt = Spelling(source, data, calibration, dict(shapes or {}), max_memory, tuple(metrics), limits, Path(out))
+    spelt = Spelling(source, data, calibration, dict(shapes or {}), options, tuple(metrics), limits, Path(out))
     commands = {each.name: spelt.both(each.name, str(each.target), each.precision) for each in asked}
     report = Report(evaluations, refused, commands if spelt.is_whole else {})
     report = report.with_sensitivity(run.layer_costs(asked, evaluations))
@@ -272,7 +275,9 @@ class _Run:
         """Compile ``each``. Raises: PolycastError."""
         if not each.recipes:
             reason = each.target.declined.get(each.precision, f"it has {', '.join(each.target.precisions)}")
-            raise UnsupportedError(f"{each.target} has no {each.precision}: {reason}")
+            raise UnsupportedError(
+                f"{each.target} has no {each.precision}: {reason}", instead(each.target, each.precision)
+            )
         more = {name: self.measuring[name] for name in _OF_AUTO} if each.precision == AUTO else {}
         [build] = compile(
             self.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -105,6 +105,14 @@ def widen(problems: Iterable[str]) -> str:
     return "Export the model in float32: -p says how narrow a build is, and polycast targets which precisions there are"
 
 
+def cut(problems: Iterable[str]) -> str:
+    """Say what to do where an op is lacking whatever its types and sizes are; nothing where it is something else."""
+    ops = (problem for problem in problems if "." in problem.partition(" ")[0])
+    if not any("float16" not in op and "--shape" not in op for op in ops):
+        return ""
+    return "End the model before what is lacking (onnx.utils.extract_model), and compute the rest beside the build"
+
+
 @dataclass(frozen=True)
 class Target(ABC):
     """A kind of hardware that a build is for, and what executes it there: ``cuda:sm_90``, ``cuda:sm_90@onnxruntime``.
@@ -167,10 +175,36 @@ class Target(ABC):
     def problems(self, model: Model) -> tuple[str, ...]:
         """Name every op and feature of ``model`` that this target lacks: sorted, all at once."""
 
-    def check(self, model: Model) -> None:
-        """Raise UnsupportedError with every problem of ``model``, where it has any."""
+    def mends(self, model: Model) -> tuple[str, ...]:
+        """Say what could be done about what ``problems`` names, where that is in the model and not in the runtime."""
+        return ()
+
+    def check(self, model: Model, precision: str = "") -> None:
+        """Raise UnsupportedError with every problem of ``model``, where it has any, and with what could be done."""
         if problems := self.problems(model):
-            raise UnsupportedError(f"{self} lacks what this model needs: {', '.join(problems)}", widen(problems))
+            own = self.mends(model)
+            # onnxruntime lists its kernels by op and version; that one takes no bfloat16 shows when a model is opened.
+            other = "" if own or "bfloat16" in str(problems) else self._taken_by(model, precision)
+            hints = (other, *own, widen(problems), cut(problems))
+            raise UnsupportedError(
+                f"{self} lacks what this model needs: {', '.join(problems)}", ". ".join(filter(None, hints))
+            )
+
+    def _taken_by(self, model: Model, precision: str) -> str:
+        """Name the first other runtime that is here, has the precision and lacks nothing of ``model``."""
+        for runtime in self.runtimes:
+            other = replace(self, runtime=runtime)
+            has_it = precision in other.precisions or precision not in self.precisions
+            if runtime != self.executor and has_it and other._takes(model):
+                return f"-t {self.name}{f':{self.arch}' if self.arch else ''}@{runtime} takes this model"
+        return ""
+
+    def _takes(self, model: Model) -> bool:
+        """Whether builds for this target can be made here, of ``model`` too."""
+        try:
+            return not self.problems(model) and self.probe().build.yes
+        except Exception:  # of a runtime that was not asked for: what stops it is not what the user has to hear
+            return False
 
     def fallback(self, model: Model) -> Mapping[str, str] | None:
         """Say which nodes of ``model`` the runtime leaves to the CPU: the name of the node -> why.

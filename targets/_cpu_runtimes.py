@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ _TVM_DECLINED = {
 class Runtime:
     """One of them, for one kind of CPU: what it takes, what is written for it, and how that is opened.
 
-    open: of a folder and a signature, whether the process is the build's own. made_with: as for ``Target``.
+    open: of a folder and a signature, whether the process is the build's own. made_with, mends: as for ``Target``.
     """
 
     features: frozenset[str]
@@ -103,6 +104,7 @@ class Runtime:
     write: Callable[[Model, Path], Mapping[str, Any]]
     open: Callable[[Path, Signature, bool], CheckedSession]
     made_with: Callable[[], Mapping[str, object]] = dict
+    mends: Callable[[Model], tuple[str, ...]] = lambda model: ()
 
 
 def onnxruntime(*, exact: bool, blocks: bool = True, own_format: bool = False) -> Runtime:
@@ -121,17 +123,19 @@ def onnxruntime(*, exact: bool, blocks: bool = True, own_format: bool = False) -
         _kernels.missing,
         lambda model, folder: write(model, folder, _SETTINGS),
         lambda folder, signature, own: ort.open_build(folder, signature, own_process=own),
+        mends=_kernels.older_opset,
     )
 
 
-def litert() -> Runtime:
-    """Give LiteRT, whose files are the same for every CPU."""
+def litert(*, for_ios: bool = False) -> Runtime:
+    """Give LiteRT, whose files are the same for every CPU. for_ios: where it is an older one, which takes less."""
+    declined = _litert.DECLINED_FOR_IOS if for_ios else _litert.DECLINED
     return Runtime(
         _litert.FEATURES,
-        _litert.RECIPES,
-        _litert.DECLINED,
+        {name: recipe for name, recipe in _litert.RECIPES.items() if name not in declined},
+        declined,
         _litert.available,
-        _litert.problems,
+        partial(_litert.problems, for_ios=for_ios),
         _litert.write,
         lambda folder, signature, _: _litert.open_build(folder, signature),
     )
@@ -141,7 +145,7 @@ def tvm(cpu: _tvm.Cpu) -> Runtime:
     """Give TVM, whose kernels are machine code for ``cpu``."""
     recipes = _TVM_RECIPES if cpu.multiplies_bytes else {"fp32": _TVM_RECIPES["fp32"]}
     return Runtime(
-        frozenset({"qdq", "u8s8-exact"} if cpu.multiplies_bytes else ()),
+        frozenset({"integer-conv-to-float", "qdq", "u8s8-exact"} if cpu.multiplies_bytes else ()),
         recipes,
         {name: reason for name, reason in {**_TVM_DECLINED, **_on_arm(cpu)}.items() if name not in recipes},
         lambda: _tvm.available_for(cpu),
@@ -189,6 +193,10 @@ class CpuTarget(Target):
     def problems(self, model: Model) -> tuple[str, ...]:
         """See ``Target``."""
         return self.on.problems(model)
+
+    def mends(self, model: Model) -> tuple[str, ...]:
+        """See ``Target``."""
+        return self.on.mends(model)
 
     def made_with(self) -> Mapping[str, object]:
         """See ``Target``."""

@@ -13,7 +13,7 @@ from polycast.errors import RecipeError
 from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession, Probe, Target
 
-from . import _tvm
+from . import _kernels, _tvm
 from ._onnxruntime_gpu import GpuProvider
 
 _FLOAT = "clean | fold | clean | fuse_conv_bn | fuse_one_hot | fuse_gelu | fuse_layer_norm | fuse_rms_norm"
@@ -106,6 +106,10 @@ class GpuTarget(Target):
     def problems(self, model: Model) -> tuple[str, ...]:
         """See ``Target``."""
         return self._provider.problems(model) if self._provider else _tvm.problems(model)
+
+    def mends(self, model: Model) -> tuple[str, ...]:
+        """See ``Target``."""
+        return _kernels.older_opset(model) if self._provider else ()
 
     def fallback(self, model: Model) -> Mapping[str, str] | None:
         """See ``Target``."""

@@ -42,6 +42,25 @@ def missing(model: Model) -> tuple[str, ...]:
     )
 
 
+def older_opset(model: Model) -> tuple[str, ...]:
+    """Say which opset has the kernels that ``model`` lacks at its own, and which of its ops are newer than that."""
+    nodes = [node for node in model.graph.graph.all_nodes() if node.domain == ""]
+    opset = runnable_opset(model)
+    lacking = {node.op_type for node in nodes if not _runs(node, opset)}
+    for older in range(opset - 1, 0, -1) if lacking else ():
+        newer = {node.op_type for node in nodes if not _means_the_same(node, older, opset)}
+        if lacking & newer:
+            break
+        if all(_runs(node, older) for node in nodes if node.op_type not in newer):
+            has = f"onnxruntime has {_spelt(lacking)} at opset {older}, and {_spelt(newer)} came later"
+            return (f"{has}: export that by its parts, or name --passes without the fusion that wrote it",)
+    return ()
+
+
+def _spelt(ops: Iterable[str]) -> str:
+    return " and ".join(f"ai.onnx.{op}" for op in sorted(ops))
+
+
 def runnable_opset(model: Model) -> int:
     """Give the highest opset, up to the model's, at which every op of the default domain has a kernel.
 

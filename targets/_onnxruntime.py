@@ -63,7 +63,7 @@ def open_build(folder: Path, signature: Signature, *, own_process: bool = False)
         if "NOT_IMPLEMENTED" in line:  # the op has a kernel, but not for the types that this model uses
             hint = "Its kernels take other types than this model's: most take float32, so export it in that"
             raise UnsupportedError(f"onnxruntime cannot run this build: {line}", hint) from error
-        raise InputError(f"onnxruntime cannot open the build: {line}") from error
+        raise InputError(f"onnxruntime cannot open the build: {line}", _runner.DAMAGED) from error
     return ProfiledSession(
         lambda feeds: session.run(None, feeds), signature, reopen=lambda adjust: start(adjust=adjust)
     )

@@ -10,6 +10,9 @@ from . import _run
 #: The files, neither of which is part of what is deployed.
 FILES = ("run.py", "session.py")
 
+#: What helps where a runtime does not open what a build holds.
+DAMAGED = "polycast verify BUILD says whether a file of it changed; polycast compile --force makes it anew"
+
 
 def write(folder: Path, session: ModuleType) -> None:
     """Write run.py and session.py into ``folder``. session: a module that needs numpy and the runtime, no polycast."""

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -57,6 +58,16 @@ def zoo() -> Callable[[str], Path]:
         return path
 
     return find
+
+
+@pytest.fixture(scope="session")
+def scorer(zoo: Callable[[str], Path]) -> ModuleType:
+    """Give the zoo's scorer, which knows each subject's data."""
+    spec = importlib.util.spec_from_file_location("zoo_evals", zoo("evals.py"))
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,7 +19,9 @@ import pytest
 from models import conv_net, labelled
 from onnx import TensorProto, helper
 
-from polycast.cli import main
+from polycast.cli import app, main
+from polycast.manual import EXAMPLES
+from polycast.targets import find
 
 
 @pytest.fixture
@@ -116,13 +119,19 @@ def test_passes_and_targets_are_listed(here, capsys):
     assert json.loads(capsys.readouterr().out)[0]["run"]["yes"] is True
 
 
-@pytest.mark.parametrize("name", ["compile", "evaluate", "sweep", "report", "verify", "targets", "passes", "show"])
-def test_every_command_has_help_with_an_example(name, capsys):
+@pytest.mark.parametrize("name", app.commands)
+def test_every_command_has_help_with_examples_that_it_takes(name, capsys):
     assert main([name, "--help"]) == 0
     out = capsys.readouterr().out
     assert "Usage: polycast" in out
-    if name not in ("targets", "passes"):
-        assert f"  polycast {name} " in out
+    assert EXAMPLES[name]
+    for example in EXAMPLES[name]:
+        assert f"\n  {example}\n" in out, "whole, on a line of its own"
+        program, command, *arguments = shlex.split(example)
+        assert (program, command) == ("polycast", name)
+        given = app.commands[name].make_context(name, arguments).params  # raises for what the command does not take
+        for target in given.get("target", "cpu").split(","):
+            assert set(given.get("precision", "auto").split(",")) <= {"auto", *find(target).precisions}
 
 
 def test_usage_is_exit_status_2(here, capsys):

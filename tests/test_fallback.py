@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from models import conv_net
+from models import conv_net, labelled
 
 import polycast
 from polycast.cli import main
@@ -66,6 +66,9 @@ def test_what_falls_back_is_in_the_manifest_and_printed(tmp_path, monkeypatch, c
     assert main(["compile", "m.onnx", "--passes", "clean", "-o", "no", "--max-cpu-share", "0.1"]) == 1
     assert "cpu leaves 0.3% of the MACs to the CPU" in capsys.readouterr().err
     assert not Path("no").exists()
+    labelled(Path("test.npz"))
+    assert main(["sweep", "m.onnx", "-p", "fp32", "--data", "test.npz", "-o", "no", "--max-cpu-share", "0.1"]) == 1
+    assert "nothing was built: cpu-fp32: cpu leaves" in capsys.readouterr().err
 
 
 def test_a_target_without_the_notion_keeps_every_limit(tmp_path):

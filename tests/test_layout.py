@@ -18,15 +18,15 @@ PACKAGES = {"compiler": "polycast", "passes": "polycast.passes", "targets": "pol
 
 #: A module imports modules of the rows above its own, and no other. A new file takes its place in a row.
 RANKS = (
-    ("commands", "errors", "options", "progress", "readme", "statistics", "verify"),
-    ("model", "plugins", "serve"),
+    ("commands", "errors", "kernels", "manual", "options", "progress", "statistics", "verify"),
+    ("model", "plugins", "readme", "serve"),
     ("reading", "shares", "seeded", "targetbase"),
     ("fallback", "profiling", "promise", "sizes"),
-    ("data", "measure", "reference", "load"),
+    ("data", "measure", "reference"),
     ("samples",),
     ("activations", "fingerprint", "golden", "outputs", "passbase"),
-    ("calibrating",),
-    ("environments",),
+    ("calibrating", "rows"),
+    ("environments", "load"),
     ("passes", "targets", "metrics"),
     ("build", "pipeline"),
     ("assignment", "evaluating", "recipe", "sensitivity"),
@@ -210,6 +210,16 @@ def public(tree: ast.Module, module: str) -> Iterator[tuple[str, ast.Module | as
                 for method in node.body:
                     if isinstance(method, ast.FunctionDef) and not method.name.startswith("_"):
                         yield f"{node.name}.{method.name}", method
+
+
+@each_source()
+def test_what_is_unsupported_comes_with_what_could_be_done(source: Source) -> None:
+    bare = [
+        node.lineno
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "UnsupportedError" and len(node.args) < 2
+    ]
+    assert not bare, f"{source.path.relative_to(ROOT)} refuses and gives no hint in lines {bare}"
 
 
 @each_source()

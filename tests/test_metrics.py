@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -250,15 +249,6 @@ def test_a_metric_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 # On the zoo
-
-
-@pytest.fixture
-def scorer(zoo: Callable[[str], Path]) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("zoo_evals", zoo("evals.py"))
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def recorded(scorer: ModuleType, subject: str, model: Path, see: Callable[[dict[str, Any], Outputs], None]) -> dict:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from polycast import targets
@@ -18,6 +20,26 @@ def test_an_unknown_precision_names_the_nearest():
     with pytest.raises(RecipeError, match="unknown precision for cpu 'fp61'") as caught:
         Recipe.of(targets.find("cpu"), "fp61")
     assert caught.value.hint == "Did you mean 'fp16'?"
+
+
+@pytest.mark.parametrize(
+    ("target", "precision", "hint"),
+    [
+        ("cpu@tvm", "int2", "-t cpu has it, and -p int8 comes nearest here"),
+        ("cpu@litert", "fp16", "-t cpu has it, and -p fp16-weights comes nearest here"),
+        ("cuda", "int8", "-t cuda@tensorrt has it, and -p int8-weights comes nearest here"),
+        ("cpu:vnni", "fp16-weights", "-t cpu:vnni@litert has it, and -p fp16 comes nearest here"),
+        ("rocm", "bf16", "-p fp16 comes nearest here"),
+    ],
+)
+def test_a_precision_that_a_target_does_not_have_names_what_comes_nearest(target, precision, hint):
+    with pytest.raises(RecipeError, match=f"{target} has no {precision}: ") as caught:
+        Recipe.of(targets.find(target), precision)
+    assert caught.value.hint == hint
+    for spelling in re.findall(r"-t (\S+)", hint):
+        assert Recipe.of(targets.find(spelling), precision)
+    [near] = re.findall(r"-p (\S+)", hint)
+    assert Recipe.of(targets.find(target), near)
 
 
 def test_an_unknown_target_names_the_nearest():

@@ -262,6 +262,7 @@ def test_what_is_refused_is_a_row_and_kept(calls: list[str], capsys: pytest.Capt
 
 def test_what_a_target_lacks_is_refused_and_what_none_has_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     class Narrow:
+        runtimes = ()
         precisions = ("fp32",)
         declined: Mapping[str, str] = {"bf16": "it computes in float32 all the same"}
         label = "narrow"
@@ -346,10 +347,11 @@ def test_a_budget_that_auto_cannot_keep_is_exit_status_3(
 def test_each_row_has_the_command_that_makes_it_again(capsys: pytest.CaptureFixture[str]) -> None:
     shapes = {"x": (2, 3, 8, 8)}
     more: dict[str, Any] = {"metrics": ["sqnr"], "max_drop": 5, "shapes": shapes, "calibration": Path("test.npz")}
-    report = run("fp16", max_memory="1GiB", **more)
+    report = run("fp16", max_memory="1GiB", max_cpu_share=50.0, **more)
     before = files("out/cpu-fp16")
     made, evaluated = (shlex.split(line) for line in report.commands["cpu-fp16"])
     assert made[:2] == ["polycast", "compile"]
+    assert made[made.index("--max-cpu-share") + 1] == "50.0"
     assert evaluated[:2] == ["polycast", "evaluate"]
     shutil.rmtree("out/cpu-fp16")
     assert main(made[1:]) == 0

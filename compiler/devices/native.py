@@ -56,7 +56,8 @@ def runner(machine: str, android: bool) -> Path:
         words = [compiler, *_FLAGS, str(source), "-o", f"{scratch}/{made.name}", "-ldl"]
         done = subprocess.run(words, capture_output=True, text=True)
         if done.returncode:
-            raise ToolchainError(f"{' '.join(words)} exits with {done.returncode}: {done.stderr.strip()}")
+            said = f"{' '.join(words)} exits with {done.returncode}: {done.stderr.strip()}"
+            raise ToolchainError(said, "--runner F takes a runner that was compiled for the device elsewhere")
         Path(scratch, made.name).replace(made)
     return made
 

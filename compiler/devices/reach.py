@@ -120,7 +120,7 @@ class Adb:
         folder = f"/data/local/tmp/polycast.{os.getpid()}"
         made = self.run("mkdir", "-p", folder)
         if made.status:
-            raise ToolchainError(f"{self.name} gives no place to copy to: {made.last}")
+            raise ToolchainError(f"{self.name} gives no place to copy to: {made.last}", "Make room in /data/local/tmp")
         return folder
 
     def push(self, files: dict[str, Path], folder: str) -> None:

@@ -98,7 +98,8 @@ def _read(device: Device, said: Said) -> dict[str, Any]:
     try:
         found = json.loads(said.out.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        raise ToolchainError(f"the runner on {device.name} ends with {said.status}: {said.last}") from None
+        what = f"the runner on {device.name} ends with {said.status}: {said.last}"
+        raise ToolchainError(what, "--runner F and --lib F send another runner and other libraries") from None
     if error := found.get("error"):
         if ": changed" in error or ": missing" in error or "sha256" in error:
             raise InputError(f"what {device.name} has of the build is not what was sent: {error}", "Try it again")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from polycast import kernels
 from polycast.evaluating.evaluation import Evaluation
 from polycast.evaluating.refused import Refused
 
@@ -83,11 +84,13 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
             rows.append(("layer by layer", _reasons(own)))
     if (guard := manifest.get("guard")) and guard.get("kept"):
         rows.append(("kept in float", _reasons(guard["kept"])))
-    if kernels := manifest["runtime"].get("kernels"):
-        said = f"{kernels['integer']} of {kernels['of']} kernels with weights run on integers"
-        ops = ", ".join(f"{count} {escape(op)}" for op, count in kernels.get("ops", {}).items())
-        floats = f"<p>in float: {_names(kernels['float'])}</p>" if kernels.get("float") and kernels["integer"] else ""
+    if counted := manifest["runtime"].get("kernels"):
+        said = f"{counted['integer']} of {counted['of']} kernels with weights run on integers"
+        ops = ", ".join(f"{count} {escape(op)}" for op, count in counted.get("ops", {}).items())
+        floats = f"<p>in float: {_names(counted['float'])}</p>" if counted.get("float") and counted["integer"] else ""
         rows.append(("kernels", f"{said}{ops and f' ({ops})'}{floats}"))
+    if taken := kernels.delegated(manifest["runtime"]):
+        rows.append(("delegate", escape(taken)))
     if calibration := manifest.get("calibration"):
         lint = "".join(f"<li>{escape(line)}</li>" for line in calibration.get("lint", ()))
         said = f"{calibration['samples']:,} samples ({escape(str(calibration.get('kind', '')))})"

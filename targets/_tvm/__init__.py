@@ -13,6 +13,7 @@ from polycast.fingerprint import of_files
 from polycast.model import Model, Signature
 from polycast.targetbase import Answer, CheckedSession, Probe
 
+from .. import _runner
 from . import cpu_arch
 from .cpu_arch import NEON, Cpu, this_cpu
 from .gpu import Gpu
@@ -123,8 +124,9 @@ def open_build(folder: Path, signature: Signature) -> CheckedSession:
     try:
         session = TvmSession(folder)
     except RuntimeError as error:
-        raise ToolchainError(f"the build cannot be opened here: {error}") from error
+        mend = "polycast targets says what runs here, and what is lacking"
+        raise ToolchainError(f"the build cannot be opened here: {error}", mend) from error
     except Exception as error:  # TVM raises its own types for a library that is damaged
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"TVM cannot open the build: {line}") from error
+        raise InputError(f"TVM cannot open the build: {line}", _runner.DAMAGED) from error
     return CheckedSession(session.run, signature)

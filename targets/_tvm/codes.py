@@ -17,9 +17,8 @@ _BITS = {ir.DataType.INT4: 4, ir.DataType.UINT4: 4, ir.DataType.INT8: 8, ir.Data
 
 def _dequantize(scope: Scope) -> Sequence[Any]:
     source, scale = scope.node.inputs[0], scope.constant(1)
-    has_zero = len(scope.node.inputs) > 2 and scope.node.inputs[2] is not None
     zero = scope.constant(2)
-    if source is None or source.const_value is None or scale is None or (has_zero and zero is None):
+    if source is None or source.const_value is None or scale is None or (has_zero(scope) and zero is None):
         return scope.by_tvm()
     if source.const_value.dtype not in _BITS:  # an int32 bias
         return [scope.folded(wide(scope, source.const_value.numpy(), scale, zero))]
@@ -27,6 +26,23 @@ def _dequantize(scope: Scope) -> Sequence[Any]:
     shape = source.const_value.shape.numpy()
     per = None if scale.ndim == 0 or scale.size == 1 else axis % len(shape)
     return [_stored(source.const_value, scale if per is not None else scale.reshape(()), zero, per, block)]
+
+
+def quantize(scope: Scope) -> Sequence[Any]:
+    """Give codes as TVM does, but of the dtype that is asked for: its importer knows that of a zero point alone."""
+    from tvm import relax
+
+    asked = scope.attribute("output_dtype", 0)
+    if has_zero(scope) or not asked or scope.attribute("block_size", 0):
+        return scope.by_tvm()
+    dtype, x, scale = ir.DataType(asked).numpy().name, scope.tensor(0), scope.tensor(1)
+    axis = 0 if x.ty.ndim < 2 else scope.attribute("axis", 1)
+    return [scope.bb.emit(relax.op.quantize(x, scale, relax.const(0, dtype), axis=axis, out_dtype=dtype))]
+
+
+def has_zero(scope: Scope) -> bool:
+    """Whether a node of codes has a zero point, constant or not."""
+    return len(scope.node.inputs) > 2 and scope.node.inputs[2] is not None
 
 
 def wide(scope: Scope, codes: np.ndarray, scale: np.ndarray, zero: np.ndarray | None) -> np.ndarray:
@@ -125,5 +141,6 @@ CONVERTERS: dict[tuple[str, str], Callable[[Scope], Sequence[Any]]] = {
     ("", "Cast"): _cast,
     ("", "DequantizeLinear"): _dequantize,
     ("", "Mul"): _mul,
+    ("", "QuantizeLinear"): quantize,
     ("com.microsoft", "GatherBlockQuantized"): _block_rows,
 }

@@ -22,9 +22,14 @@ OWN: dict[tuple[str, str], Convert] = {
     **rows.CONVERTERS,
 }
 
+#: What TVM imports, and then has no kernel for: sorted, scanned or scattered along an axis.
+_WITHOUT_KERNELS = frozenset({"CumSum", "NonMaxSuppression", "ScatterElements", "TopK"})
+
 
 def find(node: ir.Node, table: Mapping[tuple[str, str], Convert] = OWN) -> Convert | None:
     """Give what converts ``node``: a converter of ``table``, or TVM's; None where nothing does."""
     if (own := table.get((node.domain, node.op_type))) is not None:
         return own
-    return Scope.by_tvm if not node.domain and of_tvm(node.op_type) is not None else None
+    if node.domain or node.op_type in _WITHOUT_KERNELS or of_tvm(node.op_type) is None:
+        return None
+    return Scope.by_tvm

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from . import codes, converters, cpu_products, extremes
 from .converters import Convert
@@ -174,10 +175,10 @@ def _quantize(scope: Scope) -> Sequence[Any]:
     from tvm import te, tirx
 
     scale, zero = scope.constant(1), scope.constant(2)
-    plain = Scope.by_tvm
-    if scale is None or scale.size != 1 or (zero is not None and zero.dtype not in (np.uint8, np.int8)):
-        return plain(scope)
-    dtype = "uint8" if zero is None else zero.dtype.name
+    asked = ir.DataType(scope.attribute("output_dtype", 0) or ir.DataType.UINT8)
+    dtype = asked.numpy().name if zero is None else zero.dtype.name
+    if scale is None or scale.size != 1 or (codes.has_zero(scope) and zero is None) or dtype not in ("uint8", "int8"):
+        return codes.quantize(scope)
     low, high = (0, 255) if dtype == "uint8" else (-128, 127)
     offset = 0 if zero is None else int(zero.reshape(()))
     step, operand = float(scale.reshape(())), scope.operand(0)
@@ -204,6 +205,8 @@ def _quantize(scope: Scope) -> Sequence[Any]:
 def _dequantize(scope: Scope) -> Sequence[Any]:
     """Leave codes of an activation as they are, with what they stand for; widen those of a bias."""
     source, scale, zero = scope.node.inputs[0], scope.constant(1), scope.constant(2)
+    if codes.has_zero(scope) and zero is None:
+        return codes.CONVERTERS["", "DequantizeLinear"](scope)
     if scale is not None and (known := scope.constant(0)) is not None and known.dtype == np.int32:
         return [Known(codes.wide(scope, known, scale, zero))]
     if source is None or source.const_value is not None or scale is None or scale.size != 1:

@@ -50,10 +50,11 @@ def write(models: Mapping[int, Model], gpu: Gpu | Cpu, folder: Path) -> dict[str
         words = [sys.executable, "-m", __name__, f"{work}/job.json"]
         done = subprocess.run(words, capture_output=True, text=True, env=environment)
         if done.returncode:
-            said = (done.stderr or done.stdout).strip()
+            said = (done.stderr or done.stdout).strip() or f"its process ends with {done.returncode}"
             of_a_tool = max(0, said.rfind(nvcc.FAILED))
             why = said[said.rfind("\n", 0, of_a_tool or len(said)) + 1 :]
-            raise ToolchainError(f"compiling for {gpu.kind} {gpu.arch} failed: {why}")
+            hint = "Builds for the runtime onnxruntime compile nothing: their kernels come with it"
+            raise ToolchainError(f"compiling for {gpu.kind} {gpu.arch} failed: {why}", hint)
         found: dict[str, Any] = json.loads(facts.read_text())
         return found
 

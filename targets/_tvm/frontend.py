@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from polycast.model import Model, Port, name_of
+from polycast.model import Model, Port, most_of, name_of
 
 from . import converters
 from .scope import Scope, inside, narrow
@@ -37,12 +37,14 @@ class Imported:
 
 
 def dynamic(model: Model) -> list[str]:
-    """Name each input without a fixed shape, with what fixes it."""
-    found = []
-    for port in model.signature.inputs:
-        if port.shape is None or not all(isinstance(d, int) for d in port.shape):
-            shape = ",".join(str(d) if isinstance(d, int) else "N" for d in port.shape or ("N",))
-            found.append(f"input {port} has no fixed shape (--shape {port.name}={shape})")
+    """Name each input without a fixed shape, with what fixes it, and with why no runner takes its rows one by one."""
+    ports = [p for p in model.signature.inputs if p.shape is None or not all(isinstance(dim, int) for dim in p.shape)]
+    found, batch = [], model.signature.batch
+    for port in ports:
+        why = f"; {model.unsplit}" if batch and model.unsplit else ""
+        sizes = {batch: str(most_of(batch) or 1)} if batch and why else {}
+        shape = ",".join(str(d) if isinstance(d, int) else sizes.get(d, "N") for d in port.shape or ("N",))
+        found.append(f"input {port} has no fixed shape{why} (--shape {port.name}={shape})")
     return found
 
 
@@ -163,6 +165,9 @@ class _Import:
         except Exception as error:  # the importer raises whatever its checks raise
             line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             self._refuse(node, f"{what} at {name_of(node)}: {line}")
+            return
+        if lost := [value.name for value in node.outputs[len(results) :] if value.uses() or value.is_graph_output()]:
+            self._refuse(node, f"{what} at {name_of(node)}: nothing gives {', '.join(map(str, lost))}")
             return
         for value, result in zip(node.outputs, results, strict=False):
             self.values[value] = result if isinstance(result, Lazy) else _narrowed(bb, result)

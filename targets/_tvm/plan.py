@@ -111,7 +111,8 @@ class _Reader:
                 self._bind(binding.var, binding.value)
         outputs = self._fields(main.body.body)
         if self.odd:
-            raise UnsupportedError(f"no kernel for {', '.join(sorted(self.odd))}")
+            hint = "Try -t webgpu@onnxruntime-web, which has kernels of its own"
+            raise UnsupportedError(f"no kernel for {', '.join(sorted(self.odd))}", hint)
         used = {name for launch in self.launches for name in launch.operands} | {*inputs, *outputs}
         return Plan(
             kernels,

@@ -6,6 +6,7 @@ import json
 import mmap
 import os
 import platform
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,14 +57,16 @@ class Kernels:
         self.rows = next((port["shape"][0] for port in inside.values() if port["shape"]), 1)
         any_size = any(isinstance(dim, str) for port in inside.values() for dim in port["shape"])
         self.on_cpu = on_cpu
+        self.one_at_a_time = threading.Lock()
         self.slots = [self._slot(**port) for port in inside.values()] if on_cpu and not any_size else []
 
     def compute(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
         """Run the kernels on arrays of the shapes that they were made for."""
-        results = self.main(*self.upload(arrays), *self.weights)
-        if self.on_cpu:
-            return [np.array(np.from_dlpack(result)) for result in results]
-        return [result.numpy() for result in results]
+        with self.one_at_a_time:  # inputs have their places here, and so has what is between the kernels
+            results = self.main(*self.upload(arrays), *self.weights)
+            if self.on_cpu:
+                return [np.array(np.from_dlpack(result)) for result in results]
+            return [result.numpy() for result in results]
 
     def upload(self, arrays: list[np.ndarray]) -> list[Any]:
         """Bring ``arrays`` to the device; on a CPU that is a copy within the same memory."""
@@ -179,10 +182,10 @@ class TvmSession:
         return narrow
 
     def _rows(self, arrays: list[np.ndarray]) -> int | None:
-        if not self.manifest["runtime"]["by_row"] or not arrays or arrays[0].shape[0] == 1:
+        counts = {array.shape[0] for array in arrays} if self.manifest["runtime"]["by_row"] else {1}
+        if counts == {1}:
             return None
-        counts = {array.shape[0] for array in arrays}
-        if len(counts) > 1:
+        if len(counts) > 1 or 0 in counts:
             raise ValueError(f"the inputs have batches of {' and '.join(map(str, sorted(counts)))}")
         return int(counts.pop())
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polycast.errors import PolycastError, ToolchainError
 from polycast.model import Model, Signature
 from polycast.targetbase import CheckedSession, Probe, Target
-from polycast.targets import _tvm
+from polycast.targets import _kernels, _tvm
 
 from . import _onnxruntime_web as ort
 from . import _probe, _site
@@ -80,6 +81,10 @@ class WebGpu(Target):
         """See ``Target``."""
         return ort.problems(model) if self.runtime else _tvm.problems(model)
 
+    def mends(self, model: Model) -> tuple[str, ...]:
+        """See ``Target``."""
+        return _kernels.older_opset(model) if self.runtime else ()
+
     def fallback(self, model: Model) -> Mapping[str, str] | None:
         """See ``Target``. Own kernels run every node."""
         return ort.fallback(model) if self.runtime else None
@@ -94,10 +99,16 @@ class WebGpu(Target):
             return ort.write(model, folder)
         from polycast.targets._tvm.static import fixed
 
-        from . import _plan
+        from . import _plan, _wgsl
 
         static, by_row = fixed(model)
-        _plan.write(static, _GPU, folder)
+        try:
+            _plan.write(static, _GPU, folder, by_row=by_row)
+        except PolycastError:
+            raise
+        except Exception as error:  # TVM raises its own types for a kernel that it cannot make
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ToolchainError(f"compiling for {self} failed: {line}", f"Try {_wgsl.OTHER_KERNELS}") from error
         return {**_site.write(folder), "by_row": by_row}
 
     def open(self, folder: Path, *, own_process: bool = False) -> CheckedSession:

@@ -60,7 +60,7 @@ def write(model: Model, folder: Path) -> Mapping[str, Any]:
         "versions": {"onnxruntime-web": VERSION},
         "model": "model.onnx",
         "needs": _INSTALL,
-        "how_to_run": ["polycast serve ."],
+        "how_to_run": ["polycast serve .   # ?fallback=wasm behind its address: on the CPU where no GPU takes it"],
     }
 
 

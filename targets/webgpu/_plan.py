@@ -23,8 +23,11 @@ from ._wgsl import Kernel
 FORMAT = 1
 
 
-def write(model: Model, gpu: _tvm.Gpu, folder: Path) -> None:
-    """Lower ``model``, whose shapes are fixed, and write it into ``folder``."""
+def write(model: Model, gpu: _tvm.Gpu, folder: Path, *, by_row: bool = False) -> None:
+    """Lower ``model``, whose shapes are fixed, and write it into ``folder``.
+
+    by_row: whether it is one row of a batch, which the runner may be given.
+    """
     lowered = _tvm.lower(model, gpu)
     plan = static_plan(lowered)
     with gpu.target() as target:
@@ -34,6 +37,7 @@ def write(model: Model, gpu: _tvm.Gpu, folder: Path) -> None:
     held = _buffers(plan, wide=True)[1]
     table = {
         "format": FORMAT,
+        "byRow": by_row,
         "inputs": _ports(model.signature.inputs, lowered.inputs, plan.inputs, plan, held, places),
         "outputs": _ports(model.signature.outputs, lowered.outputs, plan.outputs, plan, held, places),
         "weights": weights,

@@ -15,6 +15,12 @@ ALWAYS = Answer(True, "nothing else is needed")
 #: What shows a build, whatever its runner is.
 PAGE = ("index.html", "style.css", "page.mjs", "golden.mjs", "sw.js")
 
+#: What a browser without WebGPU runs, for those who ask for it.
+_NO_GPU = (
+    "# No WebGPU? A build of -t webgpu@onnxruntime-web beside this one runs on the CPU: serve the folder of both, and",
+    "# open THIS/?fallback=../THAT/ (in an app: load(url, { fallback: '../THAT/' }) of runner.mjs)",
+)
+
 _FOLDER = Path(__file__).parent / "site"
 
 
@@ -31,5 +37,5 @@ def write(folder: Path) -> Mapping[str, Any]:
         "name": "runner",
         "versions": {"apache-tvm": version("apache-tvm")},
         "needs": "",
-        "how_to_run": ["polycast serve .   # or any server of static files", "python -m http.server"],
+        "how_to_run": ["polycast serve .   # or any server of static files", "python -m http.server", *_NO_GPU],
     }

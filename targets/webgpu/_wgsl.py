@@ -23,6 +23,9 @@ _GUARD = re.compile(r"^  if \(blockIdx\.z \* gridDim\.x \+ blockIdx\.x > podArgs
 #: TVM calls the remainder by its name in C, which WGSL does not know; its ``%`` is the same: the sign is that of x.
 _FMOD = "fn fmodf(x: f32, y: f32) -> f32 { return x % y; }\n"
 
+#: What else runs a model in the browser.
+OTHER_KERNELS = "-t webgpu@onnxruntime-web, which has kernels of its own"
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -71,7 +74,8 @@ def _held(plan: Plan) -> dict[str, set[int]]:
     for launch in plan.launches:
         held = {i for i, o in enumerate(launch.operands) if o in plan.constants and plan.constants[o].itemsize < 4}
         if found.setdefault(launch.kernel, held) != held:
-            raise UnsupportedError(f"kernel {launch.kernel} reads stored weights in one launch, and not in another")
+            what = f"kernel {launch.kernel} reads stored weights in one launch, and not in another"
+            raise UnsupportedError(what, f"Try -p fp32, which stores whole words, or {OTHER_KERNELS}")
     return found
 
 
@@ -101,7 +105,8 @@ def folded(grid: tuple[int, int, int]) -> tuple[int, int, int]:
     """
     x, y, z = grid
     if max(y, z) > WORKGROUPS or (x > WORKGROUPS and z > 1):
-        raise UnsupportedError(f"a kernel of this model needs {x} × {y} × {z} workgroups, more than WebGPU allows")
+        what = f"a kernel of this model needs {x} × {y} × {z} workgroups, more than WebGPU allows"
+        raise UnsupportedError(what, f"A smaller --shape needs fewer; or try {OTHER_KERNELS}")
     return grid if x <= WORKGROUPS else (WORKGROUPS, y, -(-x // WORKGROUPS))
 
 

@@ -112,7 +112,13 @@ def test_a_hostile_name_is_text_and_nothing_else() -> None:
     manifest: dict[str, Any] = {
         "runtime": {
             "versions": {HOSTILE: HOSTILE},
-            "kernels": {"integer": 1, "of": 2, "ops": {HOSTILE: 1}, "float": [HOSTILE]},
+            "kernels": {
+                "integer": 1,
+                "of": 2,
+                "ops": {HOSTILE: 1},
+                "float": [HOSTILE],
+                "xnnpack": {"takes": 1, "of": 2, "left": {HOSTILE: 1}},
+            },
         },
         "auto": {
             "chosen": HOSTILE,
@@ -159,7 +165,13 @@ def test_passes_skips_kernels_and_lint_come_from_the_manifest() -> None:
     manifest: dict[str, Any] = {
         "runtime": {
             "versions": {"onnxruntime": "1.32.0"},
-            "kernels": {"integer": 8, "of": 10, "ops": {"QLinearConv": 8, "Conv": 2}, "float": ["a", "b"]},
+            "kernels": {
+                "integer": 8,
+                "of": 10,
+                "ops": {"QLinearConv": 8, "Conv": 2},
+                "float": ["a", "b"],
+                "xnnpack": {"takes": 31, "of": 34, "left": {"SIGN": 1, "TOPK_V2": 2}},
+            },
         },
         "guard": {"kept": {"conv_4": "23 % of the noise"}},
         "auto": {
@@ -181,6 +193,7 @@ def test_passes_skips_kernels_and_lint_come_from_the_manifest() -> None:
     for said in (
         "8 of 10 kernels with weights run on integers (8 QLinearConv, 2 Conv)",
         "in float: a, b",
+        "XNNPACK takes 31 of 34 operators; left to LiteRT&#x27;s own kernels: 1 SIGN, 2 TOPK_V2",
         "<b>conv_4</b> 23 % of the noise",
         "took <b>mixed</b>",
         "<b>fp16</b> slower",

@@ -21,7 +21,7 @@ from models import dense_net
 from onnx import TensorProto, helper
 
 import polycast
-from polycast.errors import PromiseError, RecipeError
+from polycast.errors import PromiseError, RecipeError, UnsupportedError
 from polycast.model import Model, Origin
 from polycast.pipeline import Pipeline
 from polycast.targetbase import Probe, Target
@@ -134,9 +134,14 @@ def test_problems_names_every_unsupported_op_at_once(target: Target) -> None:
     ]
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid("unheard.of", 1)]
     proto = helper.make_model(helper.make_graph(nodes, "odd", x[:1], x[1:]), opset_imports=opsets)
-    problems = target.problems(Model("odd", ir.from_proto(proto), Origin("odd.onnx", "")))
+    model = Model("odd", ir.from_proto(proto), Origin("odd.onnx", ""))
+    problems = target.problems(model)
     assert list(problems) == sorted(problems)
     assert all(any(op in problem for problem in problems) for op in ("Alpha", "Zeta"))
+    with pytest.raises(UnsupportedError, match=r"Alpha.*Zeta") as caught:
+        target.check(model)
+    assert "extract_model" in caught.value.hint
+    assert "-t " not in caught.value.hint, "no runtime has these ops"
 
 
 # What a target writes, from the example's model, or from one without convolutions where a precision takes none.

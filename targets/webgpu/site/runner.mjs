@@ -15,12 +15,13 @@
  *   code: { file: string, sha256: string },
  * }} Variant  float16: the dtype that stands for it in buffers.
  * @typedef {{
- *   format: number, inputs: Port[], outputs: Port[], weights: Weights[], kernels: string[], launches: Launch[],
+ *   format: number, byRow: boolean, inputs: Port[], outputs: Port[], weights: Weights[], kernels: string[], launches: Launch[],
  *   constants: [buffer: number, offset: number, bytes: number][], variants: Variant[],
  * }} Plan
  * @typedef {{
  *   gpu?: any, device?: string, onProgress?: (done: number, what: string) => void, fallback?: string | URL,
- * }} Options  onProgress: done is a share from 0 to 1; fallback: a build for onnxruntime-web, for where there is no GPU.
+ * }} Options  onProgress: done is a share from 0 to 1; fallback: the folder of a build for onnxruntime-web, seen from
+ *   this one, which runs on the CPU where there is no GPU that the model fits.
  */
 
 import { fetchWeights, fetchText } from "./files.mjs";
@@ -59,7 +60,7 @@ export async function load(base, options = {}) {
   } catch (error) {
     const missing = ["no-adapter", "no-feature", "no-limit"].includes(/** @type {any} */ (error).code);
     if (!missing || !options.fallback) throw error;
-    const other = new URL(options.fallback, folder);
+    const other = new URL(`${options.fallback}`.replace(/\/*$/, "/"), folder); // a folder, however it is spelled
     return (await import(new URL("runner.mjs", other).href)).load(other, { ...options, device: "wasm" });
   }
 }
@@ -128,7 +129,7 @@ export class Model {
     const adapter = await gpu?.requestAdapter({ powerPreference: "high-performance" });
     if (!adapter) {
       throw new ModelError("no-adapter", gpu ? "this browser has WebGPU, but no adapter for it" : "no WebGPU here",
-        "Update the browser or the graphics driver; a page needs https or localhost");
+        "Update the browser or the graphics driver; a page needs https or localhost. README.md says what runs on the CPU");
     }
     const variants = this.plan.variants.filter((each) => each.features.every((name) => adapter.features.has(name)));
     if (!variants.length) {
@@ -152,8 +153,8 @@ export class Model {
   }
 
   /**
-   * Run the model: typed arrays by input name to typed arrays by output name. Where an input holds several rows (a
-   * multiple of what its shape says), all inputs do, and the outputs hold as many.
+   * Run the model: typed arrays by input name to typed arrays by output name. Where the
+   * model has a batch and an input holds several rows, all inputs do, and the outputs hold as many.
    * @param {Record<string, Numbers>} feeds
    * @returns {Promise<Record<string, Numbers>>}
    */
@@ -174,7 +175,7 @@ export class Model {
 
   /** @param {Record<string, Numbers>} feeds */
   async callRows(feeds) {
-    const rows = rowsOf(this.inputs, feeds);
+    const rows = rowsOf(this.plan, feeds);
     const results = this.outputs.map((port) => ({
       name: port.name,
       data: new (arrayOf(port.dtype))(rows * sizeOf(port)),
@@ -279,15 +280,15 @@ const arrayOf = (/** @type {string} */ dtype) => ARRAYS[dtype];
 const sizeOf = (/** @type {Port} */ port) => port.shape.reduce((product, size) => product * size, 1);
 const bytesOf = (/** @type {Port} */ port) => Math.ceil((sizeOf(port) * arrayOf(port.stored).BYTES_PER_ELEMENT) / 4) * 4;
 
-/** Count the rows in `feeds`, and check them. @param {Port[]} ports @param {Record<string, Numbers>} feeds */
-function rowsOf(ports, feeds) {
-  const counts = ports.map((port) => {
+/** Count the rows in `feeds`, and check them. @param {Plan} plan @param {Record<string, Numbers>} feeds */
+function rowsOf({ inputs, byRow }, feeds) {
+  const counts = inputs.map((port) => {
     const array = feeds[port.name];
     const want = `${port.name} is ${port.dtype}[${port.shape}]`;
     if (!array) throw new ModelError("bad-input", `input ${want}, and is missing`);
     if (!(array instanceof arrayOf(port.dtype))) throw new ModelError("bad-input", `input ${want}, not ${array.constructor.name}`);
     const rows = array.length / sizeOf(port);
-    if (!Number.isInteger(rows)) throw new ModelError("bad-input", `input ${want}, not ${array.length} numbers`);
+    if (rows !== 1 && !(byRow && rows && Number.isInteger(rows))) throw new ModelError("bad-input", `input ${want}, not ${array.length} numbers`);
     return rows;
   });
   if (new Set(counts).size > 1) throw new ModelError("bad-input", `inputs hold ${counts.join(", ")} rows`);

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Build]:
 
 def test_any_size_up_to_the_bound_is_what_the_model_gives(built: tuple[Path, Build], tmp_path: Path) -> None:
     source, build = built
+    assert build.manifest["runtime"]["by_row"]
+    with np.load(build.path / "golden.npz") as arrays:
+        assert [len(arrays[f"{i}/output/logits"]) for i in range(2)] == [MOST, 2], "it verifies both kernels"
     session, judge = find("cpu@tvm").open(build.path), open_model(load(source), tmp_path)
     tolerance = build.manifest["golden"]["tolerance"]
     for rows in range(1, MOST + 1):
@@ -79,3 +84,21 @@ def test_a_bound_on_another_axis_is_refused_with_what_fixes_it(minilm: Path, tmp
     names = ("input_ids", "attention_mask", "token_type_ids")
     with pytest.raises(UnsupportedError, match=r"input input_ids: int64\[1, upto_16\] has no fixed shape"):
         polycast.compile(minilm, "cpu@tvm", shapes=dict.fromkeys(names, (1, "..16")), out=tmp_path)
+
+
+def test_no_rows_are_refused_and_threads_share_a_session(built: tuple[Path, Build]) -> None:
+    _, build = built
+    session = run_tvm.TvmSession(build.path)
+    with pytest.raises(ValueError, match="the inputs have batches of 0"):
+        session.run({"x": np.zeros((0, 3, 8, 8), np.float32)})
+    main = session.kernels.main
+
+    def late(*tensors: object) -> object:
+        time.sleep(1e-3)  # other threads go on
+        return main(*tensors)
+
+    session.kernels.main = late
+    every = [{"x": row} for row in np.random.default_rng(0).standard_normal((32, 1, 3, 8, 8)).astype(np.float32)]
+    alone = [session.run(feeds)[0] for feeds in every]
+    with ThreadPoolExecutor(4) as pool:
+        np.testing.assert_array_equal([found for [found] in pool.map(session.run, every)], alone)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -93,3 +94,38 @@ def test_what_moves_codes_moves_bytes() -> None:
     off = np.abs(found.numpy().astype(int) - wanted)
     assert off.max() <= 1  # a mean of four codes lies between two codes of twice the step every fourth time
     assert (off > 0).mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("ports", "kind", "attributes", "operands", "scale"),
+    [
+        ("float[2,4] x", "int8", "<output_dtype=3>", "s", np.float32(0.5)),
+        ("float[2,4] x", "int16", "<output_dtype=5>", "s", np.float32(0.5)),
+        ("float[2,4] x", "int8", "<output_dtype=3, axis=1>", "s", np.float32([0.5, 1, 0.25, 2])),
+        ("float[2,4] x, int8 z", "int8", "", "s, z", np.float32(0.5)),
+    ],
+    ids=["int8", "int16", "int8 by channel", "a zero point that is given"],
+)
+def test_codes_are_of_the_dtype_and_the_zero_point_that_a_node_has(
+    ports: str, kind: str, attributes: str, operands: str, scale: object
+) -> None:
+    import tvm
+    from tvm.runtime.vm import VirtualMachine
+
+    axis = "<axis=1>" if "axis" in attributes else ""
+    proto = onnx.parser.parse_model(
+        f"""<ir_version: 10, opset_import: ["" : 21]>
+        g ({ports}) => (float[2,4] y, {kind}[2,4] q) {{
+            q = QuantizeLinear{attributes}(x, {operands})
+            y = DequantizeLinear{axis}(q, {operands})
+        }}"""
+    )
+    proto.graph.initializer.append(numpy_helper.from_array(np.asarray(scale), "s"))
+    feeds = {"x": np.float32([[-3, -1, 0.25, 70], [-60, 1.3, 2, 5]])}
+    feeds |= {"z": np.array(-100, np.int8)} if "z" in operands else {}
+    lowered = cpu_lowering.lower(Model("m", ir.from_proto(proto), Origin("m.onnx", "")), cpu_arch.this_cpu())
+    run = VirtualMachine(library.executable(lowered), tvm.cpu())["main"]
+    found = run(*map(tvm.runtime.tensor, feeds.values()))
+    for got, want in zip(found, ort.InferenceSession(proto.SerializeToString()).run(None, feeds), strict=True):
+        assert str(got.numpy().dtype) == want.dtype.name
+        np.testing.assert_array_equal(got.numpy(), want)

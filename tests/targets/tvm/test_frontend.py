@@ -79,13 +79,42 @@ def test_gather_takes_negative_indices_in_64_bits() -> None:
     hold(model_of([node], feeds, ["y"], w=normal(4, 6)), feeds)
 
 
-def test_arg_max_and_cast_stay_integers() -> None:
-    feeds = {"x": normal(3, 9)}
+@pytest.mark.parametrize("op", ["ArgMax", "ArgMin"])
+def test_positions_stay_integers(op: str) -> None:
+    """Among numbers of which some are equal: the first or the last."""
+    feeds = {"x": np.round(normal(3, 9, 2))}
     nodes = [
-        helper.make_node("ArgMax", ["x"], ["a"], axis=1, keepdims=0),
+        helper.make_node(op, ["x"], ["a"], axis=1, keepdims=0),
         helper.make_node("Cast", ["a"], ["f"], to=TensorProto.FLOAT),
+        helper.make_node(op, ["x"], ["z"], axis=-1, select_last_index=1),
     ]
-    hold(model_of(nodes, feeds, ["a", "f"]), feeds)
+    hold(model_of(nodes, feeds, ["a", "f", "z"]), feeds)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_hardmax_marks_the_first_of_the_largest(axis: int) -> None:
+    feeds = {"x": np.round(normal(3, 4, 5))}
+    hold(model_of([helper.make_node("Hardmax", ["x"], ["y"], axis=axis)], feeds, ["y"]), feeds)
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_one_hot_counts_from_the_end_and_knows_no_index_beyond(axis: int) -> None:
+    feeds = {"i": np.array([[0, -1, 2], [5, -5, 4]], np.int64)}
+    node = helper.make_node("OneHot", ["i", "depth", "values"], ["y"], axis=axis)
+    hold(model_of([node], feeds, ["y"], depth=np.array(5, np.int64), values=np.array([-2, 3])), feeds)
+
+
+def test_what_is_imported_and_has_no_kernel_is_named() -> None:
+    feeds = {"x": normal(1, 1, 4, 4)}
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["p", "i"], "pool", kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("MaxUnpool", ["p", "i"], ["u"], kernel_shape=[2, 2], strides=[2, 2]),
+        helper.make_node("TopK", ["x", "k"], ["t", "at"]),
+    ]
+    proto = onnx.shape_inference.infer_shapes(model_of(nodes, feeds, ["u", "t"], k=np.array([2], np.int64)))
+    found = frontend.problems(Model("g", ir.from_proto(proto), Origin("g.onnx", "")))
+    assert found[0] == "ai.onnx.MaxPool at pool: nothing gives i"
+    assert found[-1] == "ai.onnx.TopK (opset 23)"
 
 
 def test_slice_to_the_largest_integer_means_to_the_end() -> None:

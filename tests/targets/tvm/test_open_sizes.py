@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -15,7 +14,7 @@ pytest.importorskip("tvm")
 
 import polycast
 from polycast.errors import UnsupportedError
-from polycast.model import Model, Origin
+from polycast.load import load
 from polycast.targets import find
 from polycast.targets._tvm import cpu_arch, cpu_converters, cpu_lowering, frontend, library, open_sizes
 from polycast.targets._tvm.cpu_arch import Cpu
@@ -80,7 +79,7 @@ def test_one_library_serves_every_size() -> None:
     if cpu.machine != "x86_64" or not cpu.multiplies_bytes:
         pytest.skip("no kernels of any size for this CPU")
     proto = net(coded=True)
-    one, by_row = open_sizes.one_row(Model("m", ir.from_proto(proto), Origin("m.onnx", "")), cpu)
+    one, by_row = open_sizes.one_row(load(proto), cpu)
     assert by_row
     assert open_sizes.suits(one, cpu)
     run = VirtualMachine(library.executable(cpu_lowering.lower(one, cpu)), tvm.cpu())["main"]
@@ -115,7 +114,7 @@ def test_a_build_runs_rows_of_any_size(tmp_path: Path) -> None:
 
 
 def test_only_images_on_x86_are_of_any_size() -> None:
-    model = Model("m", ir.from_proto(net(coded=False)), Origin("m.onnx", ""))
+    model = load(net(coded=False))
     assert not open_sizes.suits(model, Cpu("avx2"))  # its batch is open
     one, _ = open_sizes.one_row(model, Cpu("avx2"))
     assert open_sizes.suits(one, Cpu("avx2"))

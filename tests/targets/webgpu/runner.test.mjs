@@ -1,8 +1,11 @@
 // Unit tests of the runner against a device that only writes down what it is asked. Run by test_webgpu_node.py.
 import assert from "node:assert/strict";
 import { createHash } from "node:crypto";
-import { readFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { test } from "node:test";
+import { pathToFileURL } from "node:url";
 
 import { difference, readNpz } from "../../../targets/webgpu/site/golden.mjs";
 import { load } from "../../../targets/webgpu/site/runner.mjs";
@@ -13,6 +16,7 @@ const CODE = "//#\nfn main() {}\n";
 
 const plan = () => ({
   format: 1,
+  byRow: true,
   inputs: [{ name: "ids", dtype: "int64", shape: [1, 4], stored: "int32", buffer: 0 }],
   outputs: [{ name: "y", dtype: "float16", shape: [1, 3], stored: "float16", buffer: 1 }],
   weights: [{ bytes: 256, files: [{ file: "weights-0.bin", bytes: 256, sha256: sha256(WEIGHTS) }] }],
@@ -77,6 +81,23 @@ test("no adapter, missing features and limits that are too small are told before
   assert.deepEqual([small.log.devices, plain.log.devices], [0, 0]);
 });
 
+test("without a GPU the build for onnxruntime-web runs on the CPU, where that is asked for, and for nothing else", async (t) => {
+  serve(files());
+  const folder = await mkdtemp(join(tmpdir(), "polycast-"));
+  t.after(() => rm(folder, { recursive: true }));
+  await mkdir(join(folder, "other"));
+  await writeFile(join(folder, "other", "runner.mjs"), "export const load = async (base, options) => ({ base: base.href, ...options });");
+  const gpu = { requestAdapter: async () => null };
+  const other = pathToFileURL(join(folder, "other")).href;
+  for (const fallback of [other, `${other}/`, new URL(`${other}/`)]) {
+    const model = await load(BASE, { gpu, fallback, onProgress: 7 });
+    assert.deepEqual([model.base, model.device, model.onProgress], [`${other}/`, "wasm", 7]);
+  }
+  await assert.rejects(load(BASE, { gpu }), code("no-adapter"));
+  serve({ ...files(), "kernels.wgsl": "changed" });
+  await assert.rejects(load(BASE, { gpu: fakeGpu().gpu, fallback: other }), code("bad-file"));
+});
+
 test("the variant is chosen by what the adapter has", async () => {
   serve(files());
   const [half, plain] = [fakeGpu({ features: ["shader-f16"] }), fakeGpu()];
@@ -116,7 +137,14 @@ test("several rows are several runs, and inputs that do not fit are named", asyn
   assert.equal(log.submits, 2);
   await assert.rejects(model.run({}), /input ids is int64\[1,4\], and is missing/);
   await assert.rejects(model.run({ ids: new BigInt64Array(5) }), /not 5 numbers/);
+  await assert.rejects(model.run({ ids: new BigInt64Array(0) }), /not 0 numbers/);
   await assert.rejects(model.run({ ids: new Int32Array(4) }), /not Int32Array/);
+});
+
+test("where no row was split off a batch, there is one run", async () => {
+  serve(files({ ...plan(), byRow: false }));
+  const { gpu } = fakeGpu();
+  await assert.rejects((await load(BASE, { gpu })).run({ ids: new BigInt64Array(8) }), /not 8 numbers/);
 });
 
 test("a lost device is replaced at the next run, weights and all", async () => {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polycast.errors import PassError
+from polycast.errors import PassError, UnsupportedError
 from polycast.targets.webgpu._wgsl import WORKGROUPS, folded, tidy
 from polycast.targets.webgpu._wide import widened
 
@@ -45,6 +45,12 @@ def test_wide_grid_is_folded_and_what_sticks_out_returns() -> None:
     code = tidy(MODULE, "relu_kernel", grid[0])
     assert f"const width = {grid[0]}u;" in code
     assert "if (blockIdx.z * gridDim.x + blockIdx.x >= width) { return; }" in code
+
+
+def test_a_grid_that_no_adapter_has_to_take_is_refused_with_what_helps() -> None:
+    with pytest.raises(UnsupportedError, match="more than WebGPU allows") as caught:
+        folded((1, WORKGROUPS + 1, 1))
+    assert "--shape" in caught.value.hint
 
 
 def test_the_remainder_has_the_name_that_the_kernel_calls() -> None:
