@@ -80,7 +80,7 @@ def test_files_that_it_names_exist(document: str) -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [pytest.param("README.md", marks=pytest.mark.slow), "CONTRIBUTING.md"])
 def test_what_it_shows_runs(document: str, tmp_path: Path) -> None:
     """Run every polycast and python command and every python block, in order, where a clone has its examples."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
