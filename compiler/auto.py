@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from polycast.evaluating.race import race
 from polycast.evaluating.worker import Opening, saved
 
 from .build import Build
+from .candidates import FASTER, SLOWER, Candidate, Choice, decide, faster, smallest, too_large
 from .errors import BudgetError, InputError, PassError, PromiseError, RecipeError, ToolchainError, UnsupportedError
 from .golden import Golden
 from .guard import Guarded, cut, guard
@@ -28,10 +28,6 @@ from .samples import Samples
 from .sensitivity import layers_on, sensitivity
 from .targetbase import Target
 
-#: A build has to be faster than the first by more than two sessions on one file may differ.
-FASTER = 1.05
-#: Below this it is slower than the first.
-SLOWER = 0.97
 #: How long each candidate is timed.
 SECONDS = 1.5
 #: How much of the drop that is allowed a mix is solved for; each time that it loses more, for a quarter of the noise.
@@ -44,53 +40,6 @@ def unmeasured(target: Target, reason: str) -> RecipeError:
         f"-p auto chooses by measuring, and {target} cannot be measured here: {reason}",
         f"Name the precision, or several: -p {','.join(target.precisions)}",
     )
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The recipe that was chosen, why each other one was not, and for a mix the way of every layer.
-
-    target: what it is for, where that is not the one that was asked for, but a rival. on: where it was measured, where
-    that is no such device.
-    """
-
-    guarded: Guarded
-    passed_over: Mapping[str, str]
-    layers: Sequence[Mapping[str, str]] = ()
-    target: Target | None = None
-    on: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """Spell for a manifest. Nothing in it is a time: the same choice gives the same bytes."""
-        name = f"{self.target.executor} " if self.target else ""
-        table = {"chosen": name + self.guarded.recipe.name, "passed_over": dict(sorted(self.passed_over.items()))}
-        table |= {"on": self.on} if self.on else {}
-        return table | ({"layers": [dict(row) for row in self.layers]} if self.layers else {})
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A build that could be chosen. loss: what it loses, None where that is rounding; heats: its seconds a run.
-
-    target: what it is for, where it is a rival's.
-    """
-
-    guarded: Guarded
-    build: Build
-    loss: Loss | None = None
-    mix: Mix | None = None
-    heats: tuple[float, ...] = ()
-    target: Target | None = None
-
-    @property
-    def drop(self) -> float:
-        """What it loses; never less than nothing."""
-        return max(0.0, self.loss.drop) if self.loss else 0.0
-
-    @property
-    def seconds(self) -> float:
-        """Median of its heats."""
-        return float(np.median(self.heats)) if self.heats else inf
 
 
 @dataclass
@@ -130,10 +79,13 @@ class Auto:
         try:
             return decide(timed, first, self.budget, self.reasons)
         except BudgetError as error:
-            raise BudgetError(f"{error.message}; {_smallest(made | fit)}", error.hint) from None
+            raise BudgetError(f"{error.message}; {smallest(made | fit)}", error.hint) from None
 
     def _make(self) -> Iterator[tuple[str, Candidate]]:
-        """Make every precision; the first is the one to beat, so it has to be there."""
+        """Make every precision; the first is the one to beat, so it has to be there.
+
+        Of one that leaves layers in float, all of it too: a budget says what is lost better than a guess of each layer.
+        """
         base: Candidate | None = None
         for precision in self.target.precisions:
             try:
@@ -149,6 +101,16 @@ class Auto:
                 continue
             base = base or made
             yield precision, made
+            if guarded.kept and self.budget.drop is not None:
+                yield from self._whole(precision)
+
+    def _whole(self, precision: str) -> Iterator[tuple[str, Candidate]]:
+        """Make a precision with nothing kept in float."""
+        guarded = Guarded(replace(self._recipe(precision), name=f"{precision}-whole"))
+        try:
+            yield guarded.recipe.name, Candidate(guarded, self.cast(guarded))
+        except (PromiseError, UnsupportedError) as error:
+            self.reasons[guarded.recipe.name] = error.message
 
     def _made_by(self, rival: Auto) -> dict[str, Candidate]:
         """Make every precision of a rival, under the name of its runtime; one that cannot be made is passed over."""
@@ -172,7 +134,7 @@ class Auto:
             return False
         sketched = Candidate(Guarded(sketch), self.cast(Guarded(sketch)))
         timed = self._time({"": base, precision: sketched}, "")
-        return precision in timed and not _faster(timed[precision], timed[""])
+        return precision in timed and not faster(timed[precision], timed[""])
 
     def _recipe(self, precision: str) -> Recipe:
         return Recipe.of(self.target, precision)
@@ -260,8 +222,8 @@ class Auto:
         seconds = {name: plain if times is None else times for name, times in own.items()}
         useful, least = {}, plain
         for name in sorted(parts, key=lambda name: self.measured[name].drop):
-            faster = bool((seconds[name] * FASTER < least).any())
-            if parts[name].start == start and (faster or self.budget.size is not None):
+            sooner = bool((seconds[name] * FASTER < least).any())
+            if parts[name].start == start and (sooner or self.budget.size is not None):
                 useful[name] = parts[name]
                 least = np.minimum(least, seconds[name])
         if not useful:
@@ -307,7 +269,7 @@ class Auto:
 
     def _time(self, fit: Mapping[str, Candidate], first: str) -> dict[str, Candidate]:
         """Time all that could be chosen, each in processes of its own."""
-        small = [name for name, each in fit.items() if not _too_large(each, self.budget)]
+        small = [name for name, each in fit.items() if not too_large(each, self.budget)]
         if not small or (len(fit) == 1 and self.budget.latency is None):
             return dict(fit)
         with saved(self.golden.feeds[0]) as feeds:
@@ -327,70 +289,3 @@ class Auto:
             else:
                 timed[name] = replace(each, heats=tuple(own))
         return timed
-
-
-def decide(timed: Mapping[str, Candidate], first: str, budget: Budget, reasons: Mapping[str, str]) -> Choice:
-    """Choose among candidates of which each loses what it may: the fastest, where one is clearly faster than the first.
-
-    Where none is, the one that loses least. What is slower than the first is never chosen.
-    reasons: why others are no candidates. Raises: BudgetError where none keeps to size and latency.
-    """
-    over = dict(reasons)
-    fit: dict[str, Candidate] = {}
-    for name, each in timed.items():
-        reason = _misses(each, budget) or ("" if name == first else _slower(each, timed.get(first)))
-        if reason:
-            over[name] = reason
-        else:
-            fit[name] = each
-    if not fit:
-        raise BudgetError(
-            "no build keeps the budget: " + "; ".join(f"{name}: {reason}" for name, reason in over.items()),
-            "Allow more drop, size or latency, or give --calibration samples that are like what the model will see",
-        )
-    base = timed.get(first)
-    faster = {name: each for name, each in fit.items() if base is not None and name != first and _faster(each, base)}
-    if faster:
-        chosen = min(faster, key=lambda name: faster[name].seconds)
-    else:
-        chosen = min(fit, key=lambda name: (name != first, fit[name].drop, fit[name].seconds))
-    for name in fit:
-        if name != chosen:
-            over[name] = f"no faster than {chosen}, in turns on this machine"
-    mix = fit[chosen].mix
-    return Choice(fit[chosen].guarded, over, mix.why() if mix else (), fit[chosen].target)
-
-
-def _smallest(made: Mapping[str, Candidate]) -> str:
-    """Say what the smallest is that could be made, whatever it loses."""
-    name = min(made, key=lambda name: made[name].build.bytes)
-    return f"the smallest that can be made is {name}, {made[name].build.bytes:,} bytes"
-
-
-def _too_large(each: Candidate, budget: Budget) -> bool:
-    return budget.size is not None and each.build.bytes > budget.size
-
-
-def _misses(each: Candidate, budget: Budget) -> str:
-    """Say which limit a build misses, or nothing."""
-    if _too_large(each, budget):
-        return f"it is {each.build.bytes:,} bytes, over {budget.size:,}"
-    if budget.latency is not None and each.seconds * 1e3 > budget.latency:
-        return f"it takes {each.seconds * 1e3:.3g} ms, over {budget.latency:g}"
-    return ""
-
-
-def _ratios(each: Candidate, base: Candidate) -> list[float]:
-    return [before / own for before, own in zip(base.heats, each.heats, strict=False)]  # one may have fallen behind
-
-
-def _slower(each: Candidate, base: Candidate | None) -> str:
-    """Say that a build is slower than the first one, or nothing."""
-    slower = base is not None and each.heats and float(np.median(_ratios(each, base))) < SLOWER
-    return "slower than the float build, in turns on this machine" if slower else ""
-
-
-def _faster(each: Candidate, base: Candidate) -> bool:
-    """Whether a build is faster than the first one in every heat, and clearly so in most."""
-    ratios = _ratios(each, base)
-    return bool(ratios) and min(ratios) > 1 and float(np.median(ratios)) > FASTER

@@ -22,9 +22,10 @@ from polycast.evaluating.budget import Budget, parse_size
 
 from . import activations, gate, sizes
 from . import verify as verifier
-from .auto import Auto, Choice, unmeasured
+from .auto import Auto, unmeasured
 from .blame import agreement_of_graph, golden_tolerance, hold, hold_build
 from .build import Build, open_build, spell_steps, whole_or_nothing, write_manifest
+from .candidates import Choice
 from .errors import InputError, PromiseError, RecipeError, ToolchainError
 from .fallback import Fallback
 from .golden import Golden, agree, make_golden, rounding_tolerance
@@ -210,8 +211,7 @@ class Line:
             raise ToolchainError(f"{target} cannot be built here: {probe.build.reason}", probe.build.mend)
         name = f"{label or target.label}-{recipe.name}"
         ctx = self.context(target)
-        keep = self.keep / name if self.keep else None
-        lowered = recipe.pipeline.run(self.model, ctx, keep=keep, progress=self.progress)
+        lowered = recipe.pipeline.run(self.model, ctx, keep=self.keep and self.keep / name, progress=self.progress)
         after = count(lowered, self.golden.shapes)
         asked = count(lowered, self.golden.shapes, guarded.left_out) if guarded.left_out else after
         recipe.promise.check(self.before, asked, (str(skip) for step in lowered.history for skip in step.skips))

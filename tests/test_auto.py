@@ -12,7 +12,8 @@ import pytest
 from models import conv_net, labelled
 
 import polycast
-from polycast.auto import AIM, Auto, Candidate, decide
+from polycast.auto import AIM, Auto
+from polycast.candidates import Candidate, decide
 from polycast.errors import BudgetError, RecipeError, UnsupportedError
 from polycast.evaluating.budget import Budget
 from polycast.evaluating.losses import Loss
@@ -170,6 +171,19 @@ def test_what_hasty_weights_show_to_be_no_faster_is_not_searched(monkeypatch, ra
     assert ("int4" in found) is ("int4" in cast) is made
     assert auto.reasons.get("int4", "made").startswith("made" if made else "no faster than float")
     assert ("int4-sketch" in cast) is (size is None)  # what is to be small is made in any case
+
+
+@pytest.mark.parametrize("drop", ["1pp", None])
+def test_what_is_kept_in_float_is_tried_in_full_where_samples_tell_the_loss(monkeypatch, drop) -> None:
+    monkeypatch.setattr(Cpu, "precisions", ("fp32", "int8"))
+    monkeypatch.setattr(
+        "polycast.auto.guard",
+        lambda _, recipe, *rest: Guarded(recipe, {"last": "most of the noise"} if recipe.name == "int8" else {}),
+    )
+    auto = Auto(find("cpu"), None, GOLDEN, PassContext(), lambda guarded: None, budget=Budget.parse(drop, None, None))
+    found = dict(auto._make())
+    assert list(found) == ["fp32", "int8", *(["int8-whole"] if drop else [])]
+    assert "keep" not in str(found[list(found)[-1]].guarded.recipe.pipeline)
 
 
 # From a model to a build.

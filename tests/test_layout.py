@@ -32,6 +32,7 @@ RANKS = (
     ("assignment", "evaluating", "recipe", "sensitivity"),
     ("blame", "guard", "kept", "op_times"),
     ("layer_costs", "making", "mixed"),
+    ("candidates",),
     ("auto", "gate", "plan"),
     ("compile",),
     ("evaluate", "doctor", "rendering", "show"),

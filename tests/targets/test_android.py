@@ -18,7 +18,8 @@ from models import conv_net
 
 import polycast
 from polycast import show
-from polycast.auto import Auto, Choice
+from polycast.auto import Auto
+from polycast.candidates import Choice
 from polycast.errors import RecipeError, ToolchainError
 from polycast.guard import Guarded
 from polycast.recipe import Recipe

@@ -16,7 +16,8 @@ from models import conv_net
 from onnx.reference import ReferenceEvaluator
 
 import polycast
-from polycast.auto import Auto, Choice
+from polycast.auto import Auto
+from polycast.candidates import Choice
 from polycast.errors import PromiseError, UnsupportedError
 from polycast.guard import Guarded
 from polycast.load import load
