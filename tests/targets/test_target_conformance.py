@@ -46,7 +46,11 @@ BUILDS = [
 ]
 #: What is built a second time: of a target whose compiler takes seconds, the ends of what it can do.
 ENDS = {(name, end) for name, target in TARGETS.items() for end in (target.precisions[0], target.precisions[-1])}
-TWICE = [build for build in BUILDS if build.values[0] in ENDS or build.values[0][0] == "cpu"]
+TWICE = [
+    build if build.values[0][0] == "cpu" else pytest.param(*build.values, id=build.id, marks=pytest.mark.slow)
+    for build in BUILDS
+    if build.values[0] in ENDS or build.values[0][0] == "cpu"
+]
 LIBRARIES = (
     "ai_edge_litert",
     "flatbuffers",
