@@ -74,7 +74,12 @@ def _cast(scope: Scope) -> Sequence[Any]:
     tensor = source.const_value if source is not None else None
     if tensor is not None and tensor.dtype in _BITS and len(tensor.shape) > 1 and to.is_floating_point():
         return [_stored(tensor, np.ones((), to.numpy()), None, None, 0)]
-    return [relax.op.astype(scope.tensor(0), inside(to.numpy().name))]
+    x = scope.bb.normalize(scope.tensor(0))
+    if isinstance(x.ty, relax.ShapeType):
+        if to.is_integer():
+            return [x]  # what reads a shape wants it as one
+        x = scope.bb.emit(relax.op.shape_to_tensor(x))
+    return [relax.op.astype(x, inside(to.numpy().name))]
 
 
 def _mul(scope: Scope) -> Sequence[Any]:

@@ -161,7 +161,7 @@ class _Import:
             return
         scope = Scope(node, self._read, bb, self.model.opset, self._keep)
         try:
-            results = convert(scope)
+            results = [each if isinstance(each, Lazy) else _narrowed(bb, each) for each in convert(scope)]
         except Exception as error:  # the importer raises whatever its checks raise
             line = (str(error).strip().splitlines() or [type(error).__name__])[-1]
             self._refuse(node, f"{what} at {name_of(node)}: {line}")
@@ -169,8 +169,7 @@ class _Import:
         if lost := [value.name for value in node.outputs[len(results) :] if value.uses() or value.is_graph_output()]:
             self._refuse(node, f"{what} at {name_of(node)}: nothing gives {', '.join(map(str, lost))}")
             return
-        for value, result in zip(node.outputs, results, strict=False):
-            self.values[value] = result if isinstance(result, Lazy) else _narrowed(bb, result)
+        self.values |= dict(zip(node.outputs, results, strict=False))
 
     def _refuse(self, node: ir.Node, why: str) -> None:
         """Name a node that cannot be imported, and go on behind it where the types of its outputs are known."""

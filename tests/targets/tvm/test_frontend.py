@@ -66,6 +66,18 @@ def test_conv_pads_as_auto_pad_says(auto_pad: str) -> None:
     hold(model_of([node], feeds, ["y"], w=normal(4, 3, 3, 2)), feeds, terms=18)
 
 
+def test_a_shape_is_cast() -> None:
+    """It stays a shape where it becomes integers: a Reshape wants one."""
+    feeds = {"x": normal(2, 6), "z": normal(3, 4)}
+    nodes = [
+        helper.make_node("Shape", ["z"], ["s"]),
+        helper.make_node("Cast", ["s"], ["i"], to=onnx.TensorProto.INT64),
+        helper.make_node("Reshape", ["x", "i"], ["y"]),
+        helper.make_node("Cast", ["s"], ["f"], to=onnx.TensorProto.FLOAT),
+    ]
+    hold(model_of(nodes, feeds, ["y", "f"]), feeds)
+
+
 @pytest.mark.parametrize("transposed", [0, 1])
 def test_gemm_scales_and_adds(transposed: int) -> None:
     feeds = {"x": normal(3, 5)}
