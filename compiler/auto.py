@@ -33,6 +33,9 @@ SECONDS = 1.5
 #: How much of the drop that is allowed a mix is solved for; each time that it loses more, for a quarter of the noise.
 AIM, TRIES = 0.7, 3
 
+#: What says that one build cannot be made: others may. A kernel that is wrong is among it, and the build says so.
+_PASSED_OVER = (PromiseError, UnsupportedError, PassError)
+
 
 def unmeasured(target: Target, reason: str) -> RecipeError:
     """Build the error for a target whose builds cannot be measured here."""
@@ -94,7 +97,7 @@ class Auto:
                     continue
                 guarded = guard(self.model, self._recipe(precision), self._recipe(self.target.precisions[0]), self.ctx)
                 made = Candidate(guarded, self.cast(guarded))
-            except (PromiseError, UnsupportedError) as error:
+            except _PASSED_OVER as error:
                 if base is None:
                     raise
                 self.reasons[precision] = error.message
@@ -109,7 +112,7 @@ class Auto:
         guarded = Guarded(replace(self._recipe(precision), name=f"{precision}-whole"))
         try:
             yield guarded.recipe.name, Candidate(guarded, self.cast(guarded))
-        except (PromiseError, UnsupportedError) as error:
+        except _PASSED_OVER as error:
             self.reasons[guarded.recipe.name] = error.message
 
     def _made_by(self, rival: Auto) -> dict[str, Candidate]:
@@ -118,7 +121,7 @@ class Auto:
         try:
             for precision, each in rival._make():
                 made[f"{runtime} {precision}"] = replace(each, target=rival.target)
-        except (PromiseError, UnsupportedError, ToolchainError) as error:
+        except (*_PASSED_OVER, ToolchainError) as error:
             self.reasons[runtime] = error.message
         self.reasons |= {f"{runtime} {precision}": reason for precision, reason in rival.reasons.items()}
         return made
@@ -190,7 +193,7 @@ class Auto:
             try:
                 mixed = Guarded(mix.recipe(), sensitivity=table.sensitivity, is_mix=True)
                 tried = Candidate(mixed, self.cast(mixed), mix=mix)
-            except (PromiseError, UnsupportedError, PassError) as error:
+            except _PASSED_OVER as error:
                 self.reasons[MIXED] = error.message
                 return None
             fit = self._judge({first: made[first], MIXED: tried}, first)

@@ -78,6 +78,11 @@ class Build:
         files: Mapping[str, Any] = self.manifest["files"]
         return sum(file["bytes"] for name, file in files.items() if file.get("deployed"))
 
+    @property
+    def stamp(self) -> str:
+        """The sha256 of the manifest, which tells this build from one that is made anew in its place."""
+        return hashlib.sha256((self.path / "manifest.json").read_bytes()).hexdigest()
+
     @cached_property
     def signature(self) -> Signature:
         """What the model takes and gives."""

@@ -14,7 +14,7 @@ import numpy as np
 from .build import Build
 from .errors import PromiseError
 from .golden import Golden
-from .kept import sha256_of, write_whole
+from .kept import write_whole
 from .outputs import position_scores
 from .passbase import Numerics
 from .pipeline import Pipeline
@@ -232,7 +232,7 @@ def up_to_date(kept: Sequence[Build | None], out: Path) -> list[Build]:
 
 
 def _manifests(builds: Sequence[Build]) -> dict[str, str]:
-    return {build.name: sha256_of(build.path / "manifest.json") for build in builds}
+    return {build.name: build.stamp for build in builds}
 
 
 def _cell(table: Mapping[str, Any]) -> Cell:

@@ -14,7 +14,7 @@ from models import conv_net, labelled
 import polycast
 from polycast.auto import AIM, Auto
 from polycast.candidates import Candidate, decide
-from polycast.errors import BudgetError, RecipeError, UnsupportedError
+from polycast.errors import BudgetError, PassError, RecipeError, UnsupportedError
 from polycast.evaluating.budget import Budget
 from polycast.evaluating.losses import Loss
 from polycast.golden import Golden
@@ -184,6 +184,18 @@ def test_what_is_kept_in_float_is_tried_in_full_where_samples_tell_the_loss(monk
     found = dict(auto._make())
     assert list(found) == ["fp32", "int8", *(["int8-whole"] if drop else [])]
     assert "keep" not in str(found[list(found)[-1]].guarded.recipe.pipeline)
+
+
+def test_a_build_that_its_runtime_computes_wrongly_is_passed_over(monkeypatch) -> None:
+    def cast(guarded: Guarded) -> None:
+        if guarded.recipe.name == "int8":
+            raise PassError("no pass, but the runtime moves output 'y'")
+
+    monkeypatch.setattr(Cpu, "precisions", ("fp32", "int8"))
+    monkeypatch.setattr("polycast.auto.guard", lambda _, recipe, *rest: Guarded(recipe))
+    auto = Auto(find("cpu"), None, GOLDEN, PassContext(), cast)
+    assert list(dict(auto._make())) == ["fp32"]
+    assert auto.reasons == {"int8": "no pass, but the runtime moves output 'y'"}
 
 
 # From a model to a build.

@@ -13,7 +13,7 @@ from polycast import show
 from polycast import verify as verifier
 from polycast.build import Build, open_build
 from polycast.errors import InputError, ToolchainError
-from polycast.evaluating.on_device import path_of, stamp
+from polycast.evaluating.on_device import path_of
 
 from . import here, native
 from .reach import Adb, Device, Said, Ssh
@@ -54,7 +54,7 @@ def verify_on(
         said = _run(device, build, folder, runs, runner, libraries)
     finally:
         device.run("rm", "-rf", folder)
-    found = {"device": device.name, "evidence": "device", "manifest": stamp(build), **_read(device, said)}
+    found = {"device": device.name, "evidence": "device", "manifest": build.stamp, **_read(device, said)}
     runtime = found["runtime"]
     if not runtime["version"] and not libraries and runtime.get("library", "").startswith(folder):
         runtime["version"] = native.version(runtime["name"])  # of the wheel whose library was sent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -21,11 +20,6 @@ _LATENCIES = {"latency": "p50", "latency_p90": "p90", "latency_p99": "p99"}
 def path_of(build: Build) -> Path:
     """Give the file beside ``build`` that holds what a device found."""
     return build.path.resolve().with_name(f"{build.name}.device.json")
-
-
-def stamp(build: Build) -> str:
-    """Tell ``build`` from one that is made anew in its place: the sha256 of its manifest."""
-    return hashlib.sha256((build.path / "manifest.json").read_bytes()).hexdigest()
 
 
 def with_device(evaluation: Evaluation, build: Build) -> Evaluation:
@@ -52,7 +46,7 @@ def _read(build: Build) -> dict[str, Any] | None:
     """Read what was found; None where there is nothing, it is damaged, or it is of another build."""
     try:
         found: dict[str, Any] = json.loads(path_of(build).read_text(encoding="utf-8"))
-        return found if found["manifest"] == stamp(build) else None
+        return found if found["manifest"] == build.stamp else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -98,7 +98,7 @@ def _clip(scope: Scope) -> Sequence[Any]:
     bounds = [scope.constant(index) for index in (1, 2)]
     missing = [len(scope.node.inputs) <= index or scope.node.inputs[index] is None for index in (1, 2)]
     if scope.dtype(0) != "float32" or any(b is None and not m for b, m in zip(bounds, missing, strict=True)):
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     spelt = [
         scope.attribute(name) if bound is None else bound for name, bound in zip(("min", "max"), bounds, strict=True)
     ]
@@ -120,7 +120,7 @@ def _erf(scope: Scope) -> Sequence[Any]:
     from tvm import topi
 
     if scope.dtype(0) != "float32":
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     return [scope.bb.emit_te(topi.fast_erf, scope.tensor(0), primfunc_name_hint="erf")]
 
 
@@ -128,7 +128,7 @@ def _gelu(scope: Scope) -> Sequence[Any]:
     from tvm import te, tirx, topi
 
     if scope.dtype(0) != "float32" or scope.attribute("approximate", "none") != "none":
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
 
     def gelu(x: Any) -> Any:
         def scaled(factor: float) -> Any:
@@ -145,7 +145,7 @@ def _softmax(scope: Scope) -> Sequence[Any]:
     from tvm import topi
 
     if scope.dtype(0) != "float32" or scope.opset < 13:
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     axis = scope.attribute("axis", -1)
     return [scope.bb.emit_te(topi.nn.fast_softmax, scope.tensor(0), axis, primfunc_name_hint="softmax")]
 
@@ -235,9 +235,9 @@ def _pool(scope: Scope) -> Sequence[Any]:
 
     operand, kernel = scope.operand(0), list(scope.attribute("kernel_shape", ()))
     if not isinstance(operand, Laid) or scope.attribute("ceil_mode", 0) or len(scope.node.outputs) > 1:
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     if len(operand.shape) != 4 or not (operand.last or operand.scale is not None):
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     operand = operand.channels_last(scope.bb)
     dilations, strides = list(scope.attribute("dilations", [1, 1])), list(scope.attribute("strides", [1, 1]))
     pads = _padding(scope, operand.shape[1:3], kernel, strides, dilations)
@@ -260,7 +260,7 @@ def _depth_to_space(scope: Scope) -> Sequence[Any]:
 
     operand, block = scope.operand(0), scope.attribute("blocksize")
     if not (isinstance(operand, Laid) and operand.last and operand.dtype == "float32"):
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     n, height, width, deep = operand.shape
     channels, first = deep // block**2, scope.attribute("mode", "DCR") == "DCR"
 
@@ -283,7 +283,7 @@ def _mean(scope: Scope) -> Sequence[Any]:
 
     operand = scope.operand(0)
     if not (isinstance(operand, Laid) and operand.last):
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     return [Laid(scope.bb.emit(relax.op.mean(operand.values(scope.bb), [1, 2], keepdims=True)), True)]
 
 
@@ -292,5 +292,5 @@ def _concat(scope: Scope) -> Sequence[Any]:
     operands = [scope.operand(index) for index in range(len(scope.node.inputs))]
     images = [each for each in operands if isinstance(each, Laid) and len(each.shape) == 4 and each.dtype == "float32"]
     if len(images) < len(operands) or scope.attribute("axis", 0) % 4 != 1:
-        return Scope.by_tvm(scope)
+        return scope.by_tvm()
     return [Joined(tuple(images))]

@@ -191,10 +191,8 @@ def _misfit(node: ir.Node) -> str:
     """Say what no kernel could hold of what ``node`` reads and gives."""
     if node.op_type in _ARITHMETIC and any(map(_is_wide, node.inputs)):
         return "integers that do not fit 32 bits"
-    held = (
-        *node.outputs,
-        *(node.inputs if node.op_type == "Concat" else ()),
-    )  # elsewhere it says that nothing is given
+    # Elsewhere an input of no elements stands for an option that is not given.
+    held = (*node.outputs, *(node.inputs if node.op_type == "Concat" else ()))
     is_empty = any(v is not None and v.shape is not None and 0 in v.shape.dims for v in held)
     return "a tensor of no elements" if is_empty else ""
 
